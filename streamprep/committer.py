@@ -1,0 +1,282 @@
+"""Makes staged results durable, records them in the ledger, and publishes the tables that readers open.
+
+The order of a commit, which every guarantee rests on:
+
+1. files: from the staging folder to their final names (their bytes are durable already), folder fsync
+2. rows: written at the committed length of each row log, fdatasync
+3. one ledger transaction: rows, lengths, the end of the older generation, the job's state
+4. published tables: replaced whole, now or when it is worth it; they are derived and can be made again
+
+A crash between any two leaves either an unknown file (moved to ``orphans/``) or a tail of a row log (cut off).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamprep.hookspecs import Sink, Staged, StagedRows, Table
+from streamprep.ledger import Block, JobRow, Ledger, LedgerError, Shard
+from streamprep.sinks import _files
+
+log = logging.getLogger(__name__)
+
+STATE_FOLDER = ".streamprep"
+GROWTH = 0.1
+"""A table is published when its set has grown by this fraction, or when some time has passed."""
+
+COST_SHARE = 0.05
+"""Most of the time that publishing may take: cost per micrograph must not grow with the set."""
+
+
+@dataclass(slots=True)
+class _Published:
+    rows: int = 0
+    at: float = float("-inf")
+    cost: float = 0.0
+    dirty: bool = False
+
+
+class Committer:
+    """The one writer of the output folder.
+
+    Parameters
+    ----------
+    output
+        The output folder.
+    ledger
+        The session's ledger.
+    sinks
+        Their tables are the ones published.
+    publish_seconds
+        Least time between two publications of a table that has grown by less than a tenth.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        ledger: Ledger,
+        sinks: Sequence[Sink],
+        *,
+        publish_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.output, self._ledger, self._clock = output, ledger, clock
+        self._publish_seconds = publish_seconds
+        self._tables: dict[str, Table] = {table.path: table for sink in sinks for table in sink.tables}
+        self._folders = [folder for sink in sinks for folder in sink.folders]
+        self._published = {name: _Published() for name in self._growing}
+        self._rows: dict[str, int] = {}
+
+    @property
+    def _growing(self) -> list[str]:
+        return [name for name in self._tables if "{item}" not in name]
+
+    def rows_path(self, table: str) -> Path:
+        """The row log of a table."""
+        return self.output / STATE_FOLDER / "rows" / (table.replace("/", "__").replace("{item}", "ITEM") + ".rows")
+
+    @property
+    def staging(self) -> Path:
+        """Where workers put finished files."""
+        return self.output / STATE_FOLDER / "staging"
+
+    @property
+    def orphans(self) -> Path:
+        """Where files go that no commit knows."""
+        return self.output / STATE_FOLDER / "orphans"
+
+    def row_counts(self) -> dict[str, int]:
+        """Committed rows of each growing table."""
+        return dict(self._rows)
+
+    # --- recovery ---
+
+    def recover(self) -> list[str]:
+        """Bring the output folder to what the ledger says. Safe to be interrupted and repeated.
+
+        Returns
+        -------
+        list of str
+            What was done, for the log.
+
+        Raises
+        ------
+        LedgerError
+            Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
+        """
+        done: list[str] = []
+        for table, length in self._ledger.lengths().items():
+            path = self.rows_path(table)
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                raise LedgerError(
+                    f"{path}: holds {size} of {length} committed bytes; rows of {table} are lost. Restore the output "
+                    "folder from a copy, or begin again with --new-set"
+                )
+            if size > length:
+                _files.truncate(path, length)
+                done.append(f"cut {size - length} uncommitted bytes off the rows of {table}")
+        lost, known = [], set()
+        for shard in self._ledger.shards():
+            known.add(shard.path)
+            path = self.output / shard.path
+            if not path.exists() or path.stat().st_size != shard.size:
+                lost.append(shard.path)
+        if lost:
+            raise LedgerError(
+                f"{self.output}: {len(lost)} committed stacks are missing or have another size, the first is {lost[0]}. "
+                "Restore them from a copy, or begin again with --new-set"
+            )
+        for path in self._owned_files():
+            if path.relative_to(self.output).as_posix() not in known:
+                moved = _files.move_aside(path, self.orphans)
+                done.append(f"moved {path.relative_to(self.output)}, which no commit knows, to {moved.name} in orphans")
+        _files.clear_folder(self.staging)
+        for table in self._growing:
+            self._rows[table] = self._ledger.row_count(table)
+        for table in self._tables:
+            if table not in self._published:
+                self._restore_item_files(table)
+        self.publish(force=True)
+        return done
+
+    def _owned_files(self) -> Iterator[Path]:
+        for folder in self._folders:
+            for here, _, names in os.walk(self.output / folder):
+                for name in sorted(names):
+                    yield Path(here, name)
+
+    def _restore_item_files(self, table: str) -> None:
+        for block in self._ledger.live_blocks(table):
+            path = self.output / table.replace("{item}", block.item)
+            if not path.exists() or path.stat().st_size != block.length:
+                ranges = [(block.start, block.length)]
+                _files.replace_whole(path, _files.read_ranges(self.rows_path(table), ranges), durable=False)
+
+    # --- commit ---
+
+    def commit(
+        self, job: JobRow, staged: Sequence[Staged], folder: Path, *, warnings: Sequence[str], seconds: float, now: float
+    ) -> None:
+        """Commit what a worker staged for a job.
+
+        Raises
+        ------
+        OSError
+            The disk is full or failed. Nothing is committed; the same call may be repeated.
+        LedgerError
+            The job was superseded meanwhile; nothing is committed.
+        """
+        if not self._ledger.is_claimed(job.id):
+            raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
+        shards = []
+        for part in staged:
+            for file in part.files:
+                self._place(folder / file.staged, self.output / file.final, file.size_bytes, file.crc32)
+                shards.append(Shard(file.final, file.size_bytes, file.crc32))
+        blocks: list[Block] = []
+        optics: dict[str, list[Mapping[str, Any]]] = {}
+        for part in staged:
+            for rows in part.rows:
+                blocks.append(self._append(rows, blocks, optics))
+        self._ledger.commit(job, shards, blocks, optics=optics, warnings=warnings, seconds=seconds, now=now)
+        for block in blocks:
+            if block.table in self._published:
+                self._rows[block.table] = self._rows.get(block.table, 0) + block.count
+                self._published[block.table].dirty = True
+            else:
+                path = self.output / block.table.replace("{item}", job.item)
+                data = _files.read_ranges(self.rows_path(block.table), [(block.start, block.length)])
+                _files.replace_whole(path, data, durable=False)
+        if job.generation > 1:
+            for table in self._growing:
+                self._rows[table] = self._ledger.row_count(table)
+                self._published[table].dirty = True
+
+    def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
+        if final.exists():
+            if not staged.exists() and final.stat().st_size == size and _files.crc32_of(final) == crc32:
+                return  # placed by an earlier try of this commit
+            _files.move_aside(final, self.orphans)
+        if staged.stat().st_size != size:
+            raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
+        _files.place(staged, final)
+
+    def _append(
+        self, rows: StagedRows, earlier: Sequence[Block], optics: dict[str, list[Mapping[str, Any]]]
+    ) -> Block:
+        table = self._tables[rows.table]
+        lengths = {len(values) for values in rows.columns.values()}
+        if lengths != {rows.count}:
+            raise LedgerError(f"rows for {rows.table} have columns of {sorted(lengths)} values, not {rows.count}")
+        number = None
+        if rows.optics is not None:
+            groups = optics.setdefault(rows.table, list(self._ledger.optics(rows.table)))
+            if rows.optics not in groups:
+                groups.append(json.loads(json.dumps(rows.optics)))
+            number = groups.index(rows.optics) + 1
+        columns = table.columns(list(rows.columns))
+        data = table.render(columns, rows, number)
+        ends = [block.start + block.length for block in earlier if block.table == rows.table]
+        start = ends[-1] if ends else self._ledger.length(rows.table)
+        _files.append(self.rows_path(rows.table), start, data)
+        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
+
+    # --- publish ---
+
+    def publish(self, *, force: bool = False) -> list[str]:
+        """Renew the published tables that are due; ``force`` renews all that changed.
+
+        Returns
+        -------
+        list of str
+            The tables that were renewed.
+        """
+        renewed = []
+        for name, state in self._published.items():
+            rows, now = self._rows.get(name, 0), self._clock()
+            stale = state.dirty or not (self.output / name).exists()
+            if not stale or not self._ledger.length(name):
+                continue
+            grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
+            due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
+            if not (due or force):
+                continue
+            self._publish(name)
+            ended = self._clock()
+            self._published[name] = _Published(rows, ended, ended - now)
+            renewed.append(name)
+        return renewed
+
+    def _publish(self, name: str) -> None:
+        table = self._tables[name]
+        blocks = list(self._ledger.live_blocks(name))
+        names = {column for block in blocks for column in block.columns} or self._ledger.columns_ever(name)
+        wanted = table.columns(sorted(names))
+        head = table.head(wanted, self._ledger.optics(name))
+        _files.replace_whole(self.output / name, self._chunks(name, table, blocks, wanted, head))
+
+    def _chunks(
+        self, name: str, table: Table, blocks: Sequence[Block], wanted: Sequence[str], head: bytes
+    ) -> Iterator[bytes]:
+        yield head
+        path = self.rows_path(name)
+        plain: list[tuple[int, int]] = []
+        for block in blocks:
+            here = (block.start, block.length)
+            if list(block.columns) == list(wanted):
+                plain.append(here)
+                continue
+            yield from _files.read_ranges(path, plain)
+            plain = []
+            yield table.adapt(b"".join(_files.read_ranges(path, [here])), block.columns, wanted)
+        yield from _files.read_ranges(path, plain)
+        yield b"\n"

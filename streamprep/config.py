@@ -1,0 +1,216 @@
+"""The configuration file: TOML in, typed and checked `Config` out."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streamprep.arrays import DeviceName
+from streamprep.model import ConfigError
+from streamprep.naming import DEFAULT_SUFFIXES
+
+Parameters = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Session(_Section):
+    """Where the data comes from and goes to, and how the daemon behaves."""
+
+    watch: list[str] = Field(..., min_length=1, description="Folders to watch, relative to this file.")
+    output: str = Field("streamprep_out", description="Folder of the results, relative to this file.")
+    device: DeviceName = Field("auto", description="auto (a GPU where there is one), cpu, or gpu.")
+    seed: int = Field(0, ge=0, description="Seed of every random number in this session.")
+    workers: int = Field(0, ge=0, le=256, description="Worker processes; 0: one per core, or one per GPU.")
+    settle_seconds: float = Field(1.0, ge=0, description="A file is stable when unchanged for this long [s].")
+    rescan_seconds: float = Field(30.0, gt=0, description="Full scan of the folders this often, events or not [s].")
+    poll_seconds: float = Field(5.0, gt=0, description="The same, on file systems that give no events [s].")
+    events: Literal["auto", "off"] = Field("auto", description="off: never rely on file system events, scan only.")
+    incomplete_seconds: float = Field(
+        60.0, ge=0, description="A truncated file that does not grow for this long counts as failed, until it does [s]."
+    )
+    job_timeout_seconds: float = Field(600.0, gt=0, description="A job that takes longer is stopped and retried [s].")
+    max_attempts: int = Field(3, ge=1, description="A job that fails this often is put aside as failed.")
+    stop_after_failures: int = Field(
+        10, ge=1, description="Stop taking new work when one operation fails on this many items in a row."
+    )
+    publish_seconds: float = Field(2.0, ge=0, description="Renew the published tables at most this often [s].")
+    reserve_mib: int = Field(512, ge=0, description="Pause when the output disk has less free space [MiB].")
+    image_paths: Literal["output", "session", "absolute"] = Field(
+        "output", description="How tables name the stacks: relative to the output folder, to this file, or absolute."
+    )
+
+
+class OpticsSection(_Section):
+    """What the microscope was set to."""
+
+    pixel_size_angstrom: float | None = Field(
+        None, gt=0, description="Pixel size of the micrographs [Å]; from their headers unless given."
+    )
+    voltage_kv: float = Field(300.0, gt=0, description="Acceleration voltage [kV].")
+    spherical_aberration_mm: float = Field(2.7, ge=0, description="Cs [mm].")
+    amplitude_contrast: float = Field(0.1, ge=0, le=1, description="Fraction of amplitude contrast.")
+
+
+class CtfSection(_Section):
+    """Where the CTF of the micrographs comes from. With this table, every micrograph waits for its CTF."""
+
+    table: str = Field(
+        ..., description="CTF table, or a pattern of tables (CtfFind/*.star), relative to this file."
+    )
+
+
+class Matching(_Section):
+    """How tables find their micrographs."""
+
+    suffixes: list[str] = Field(
+        list(DEFAULT_SUFFIXES), description="Endings to ignore when the names of two files are compared."
+    )
+
+
+class PluginsSection(_Section):
+    """Which installed plugins to leave out."""
+
+    block: list[str] = Field([], description="Names of plugins that are not to be loaded.")
+
+
+class Config(_Section):
+    """A whole configuration. Operation tables are raw here; the plan checks them with the operations' own models."""
+
+    session: Session
+    optics: OpticsSection = OpticsSection()
+    ctf: CtfSection | None = None
+    matching: Matching = Matching()
+    plugins: PluginsSection = PluginsSection()
+    micrographs: dict[str, Parameters] = Field({}, description="Operations on micrographs.")
+    coordinates: dict[str, Parameters] = Field({}, description="Operations on coordinates.")
+    extract: Parameters | None = Field(None, description="How boxes are cut.")
+    particles: dict[str, Parameters] = Field({}, description="Operations on particle images.")
+    maps: dict[str, Parameters] = Field({}, description="Operations on maps.")
+
+    file: Path = Field(Path("streamprep.toml"), exclude=True)
+    """Where it was read from; not a key of the file."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths are relative to."""
+        return self.file.parent
+
+    def resolve(self, path: str) -> Path:
+        """A path of the file as an absolute path, links left as they are."""
+        return Path(self.folder, Path(path).expanduser()).absolute()
+
+    @property
+    def watch_folders(self) -> list[Path]:
+        """The watched folders."""
+        return [self.resolve(path) for path in self.session.watch]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Parameters
+    ----------
+    path
+        The TOML file.
+    overrides
+        ``table.key=value`` texts, as from ``--set``; they win over the file.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or not TOML; a key is unknown (the nearest known one is named); a value is not allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `streamprep init` writes one") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: this is a folder; give the configuration file in it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for text in overrides:
+        keys, value = parse_override(text)
+        place: dict[str, Any] = raw
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {text}: {key} is a value, not a table")
+        place[keys[-1]] = value
+    if "file" in raw:
+        raise ConfigError(_unknown(path, "", "file", Config))
+    try:
+        return Config.model_validate({**raw, "file": path.absolute()})
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, str(path), Config))) from error
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split ``a.b.c=value``; the value is read as TOML where it is TOML, else it is text.
+
+    Examples
+    --------
+    >>> parse_override("particles.normalize.background_radius_px=30")
+    (['particles', 'normalize', 'background_radius_px'], 30)
+    >>> parse_override("particles.normalize.method=new")
+    (['particles', 'normalize', 'method'], 'new')
+    """
+    name, equals, value = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {text}: write it as TABLE.KEY=VALUE, for example particles.normalize.method=new")
+    try:
+        return keys, tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:
+    """A pydantic error as lines that name the place, the key, the value, what is allowed and the nearest key."""
+    lines = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        table = ".".join([*prefix, *location[:-1]])
+        key = location[-1] if location else ""
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(where, table, key, _model_at(model, location[:-1])))
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{where}: [{table}] needs {key}" if table else f"{where}: a table [{key}] is needed")
+        elif key:
+            name = f"[{table}] {key}" if table else key
+            value = problem["input"]
+            shown = f" = {value!r}" if not isinstance(value, Mapping) else ""
+            lines.append(f"{where}: {name}{shown}: {message[:1].lower()}{message[1:]}")
+        else:
+            lines.append(f"{where}: [{table}] {message}" if table else f"{where}: {message}")
+    return lines
+
+
+def _model_at(model: type[BaseModel], location: Iterable[str]) -> type[BaseModel]:
+    for key in location:
+        found = model.model_fields[key].annotation if key in model.model_fields else None
+        options = getattr(found, "__args__", (found,))
+        model = next((part for part in options if isinstance(part, type) and issubclass(part, BaseModel)), model)
+    return model
+
+
+def _unknown(where: object, table: str, key: str, model: type[BaseModel]) -> str:
+    known = [name for name in model.model_fields if name != "file"]
+    return f"{where}: {f'[{table}] ' if table else ''}{key}: unknown key; {nearest(key, known)}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint: the most similar known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known are {', '.join(sorted(known))}" if known else "none is known here"

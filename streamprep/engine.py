@@ -1,0 +1,740 @@
+"""The loop: watcher → ledger → workers → sinks → ledger. Owns the clock, signals, retries and back-pressure."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Literal
+
+from streamprep import __version__, formats
+from streamprep.arrays import choose_backend
+from streamprep.committer import STATE_FOLDER, Committer
+from streamprep.config import Config
+from streamprep.ledger import FileRow, JobRow, Ledger, LedgerError
+from streamprep.model import ConfigError, InputError, Item, Kind
+from streamprep.naming import root_labels
+from streamprep.pipeline import Plan
+from streamprep.plugin_manager import Plugins
+from streamprep.watcher import Arrival, Source, Watcher, file_system_of, is_remote
+from streamprep.workers import Executor, LocalExecutor, MicrographJob, Outcome, TableJob
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_SECONDS = 0.25
+LOOP_SECONDS = 0.1
+DISK_RETRY_SECONDS = 10.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+KEPT_FAILURES = 20
+RATE_WINDOW_SECONDS = 300.0
+
+Mode = Literal["starting", "running", "waiting", "paused", "stopped", "draining", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a session at one moment: what consoles draw and `streamprep status` prints."""
+
+    output: str
+    mode: Mode
+    message: str
+    """Why it is paused or stopped; empty otherwise."""
+    plan: tuple[str, ...]
+    device: str
+    workers: int
+    elapsed_seconds: float
+    jobs: dict[str, int]
+    """Jobs in each state."""
+    waiting: tuple[tuple[str, str, float], ...]
+    """The first micrographs that wait: item, what for, for how many seconds."""
+    waiting_count: int
+    settling: int
+    running: tuple[tuple[str, float], ...]
+    """Items in the workers, and for how long [s]."""
+    rows: dict[str, int]
+    """Committed rows of each table."""
+    micrographs_per_hour: float
+    particles_per_second: float
+    oldest_seconds: float
+    """Age of the oldest micrograph that is not done."""
+    operation_seconds: dict[str, float]
+    """Mean time of each operation on one micrograph."""
+    failures: tuple[dict[str, Any], ...]
+    warnings: int
+    unknown_files: int
+    degraded: tuple[str, ...]
+    disk_free_bytes: int
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job in the hands of the workers."""
+
+    future: Future[Outcome]
+    since: float
+    job: JobRow | None = None
+    table: FileRow | None = None
+    folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """What it works on."""
+        if self.job is not None:
+            return self.job.item
+        return self.table.item if self.table is not None else ""
+
+
+@dataclass(slots=True)
+class _Rates:
+    """What was finished in the last minutes."""
+
+    done: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, now: float, particles: int) -> None:
+        self.done.append((now, particles))
+
+    def measure(self, now: float, since: float) -> tuple[float, float]:
+        while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
+            self.done.popleft()
+        span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
+        return 3600 * len(self.done) / span, sum(count for _, count in self.done) / span
+
+
+def make_sources(config: Config, plan: Plan) -> list[Source]:
+    """Everything to watch: masks and CTF tables first, as they may lie inside a watched folder.
+
+    Raises
+    ------
+    ConfigError
+        A folder does not exist, or is not a folder.
+    """
+    patterns: list[tuple[Kind, str]] = []
+    if config.ctf is not None:
+        patterns.append(("ctf", config.ctf.table))
+    for kind, wanted in plan.companions.items():
+        patterns += [(kind, pattern) for pattern in wanted if pattern is not None]
+    sources = []
+    for kind, pattern in patterns:
+        for field_name in ("{stem}", "{name}"):
+            pattern = pattern.replace(field_name, "*")  # noqa: PLW2901
+        path = config.resolve(pattern)
+        fixed = path.parent
+        while any(mark in str(fixed) for mark in "*?["):
+            fixed = fixed.parent
+        _need_folder(config, fixed, f"the {kind} pattern {pattern!r}")
+        sources.append(Source(fixed, kind, path.relative_to(fixed).as_posix(), kind))
+    folders = config.watch_folders
+    for folder in folders:
+        _need_folder(config, folder, "[session] watch")
+    for folder, label in zip(folders, root_labels(folders), strict=True):
+        sources.append(Source(folder, label))
+    return sources
+
+
+def _need_folder(config: Config, folder: Path, what: str) -> None:
+    if not folder.exists():
+        raise ConfigError(f"{config.file}: {what}: folder {folder} does not exist; make it, or correct the path")
+    if not folder.is_dir():
+        raise ConfigError(f"{config.file}: {what}: {folder} is a file, not a folder")
+
+
+def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[Path, IO[str]]:
+    """Choose the output folder for a plan and lock it.
+
+    The configured folder and its numbered neighbours (``streamprep_out_2``…) each hold the results of one plan. The one
+    with this plan is continued. If there are others only, ``new_set`` makes the next.
+
+    Raises
+    ------
+    ConfigError
+        The outputs were made with another plan and ``new_set`` is off; a daemon is at work there; the folder holds
+        results without a ledger.
+    """
+    wanted = config.resolve(config.session.output)
+    for folder in config.watch_folders:
+        if wanted == folder or wanted in folder.parents:
+            raise ConfigError(
+                f"{config.file}: [session] output = {config.session.output!r} contains the watched folder {folder}; "
+                "watched folders are never written to"
+            )
+    number, last = 1, wanted
+    while True:
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        if not (folder / STATE_FOLDER).exists():
+            break
+        made_with = _plan_hash_of(folder)
+        if made_with in (None, plan.hash):
+            return folder, _lock(folder)
+        number, last = number + 1, folder
+    if number > 1 and not new_set:
+        raise ConfigError(
+            f"{last} holds results of another plan (operations, parameters, optics or versions differ). Give the former "
+            "configuration to continue it, or --new-set to process everything again into "
+            f"{folder.name} beside it"
+        )
+    strangers = [name for name in ("particles.star", "noise.star", "particles", "noise") if (folder / name).exists()]
+    if strangers:
+        raise ConfigError(
+            f"{folder} holds {strangers[0]} but no ledger ({STATE_FOLDER}/ledger.sqlite): it was not made here, or the "
+            "ledger is lost. Give another output folder, or move these files away"
+        )
+    (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    return folder, _lock(folder)
+
+
+def _plan_hash_of(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / STATE_FOLDER / "plan.json").read_text())["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Take the folder's lock; the kernel gives it back when this process ends, however it ends."""
+    file = (folder / STATE_FOLDER / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise ConfigError(f"{folder}: another streamprep is at work here (process {owner}); stop it first") from error
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
+    """Open the ledger of an output folder, and make sure that it was made with this plan.
+
+    Raises
+    ------
+    ConfigError
+        There are results, but the ledger is missing or of another plan.
+    LedgerError
+        It is damaged.
+    """
+    path = output / STATE_FOLDER / "ledger.sqlite"
+    if not path.exists() and (output / STATE_FOLDER / "rows").exists():
+        raise ConfigError(
+            f"{output}: there are results, but {path.name} is missing. Restore it from a copy, or give another output "
+            "folder"
+        )
+    remote = file_system_of(output)
+    if is_remote(remote):
+        log.warning("%s is on %s: the ledger uses a rollback journal, which is slower", output, remote)
+    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes)
+    made_with = ledger.get("plan")
+    if made_with is None:
+        ledger.put("plan", plan.hash)
+    elif made_with != plan.hash:
+        ledger.close()
+        raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
+    described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
+    (output / STATE_FOLDER / "plan.json").write_text(json.dumps(described, indent=1))
+    return ledger
+
+
+class Engine:
+    """One session, from start to end.
+
+    Parameters
+    ----------
+    config, plugins, plan
+        What to do.
+    once
+        Process what is there, publish, and end; otherwise run until a signal comes.
+    new_set
+        Allow a second set beside results of another plan.
+    executor
+        Makes the workers; local processes unless given.
+    clock, now, sleep
+        Monotonic clock, wall clock, and how to wait.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins,
+        plan: Plan,
+        *,
+        once: bool = False,
+        new_set: bool = False,
+        executor: Callable[[Config], Executor] = LocalExecutor,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.config, self.plugins, self.plan, self.once = config, plugins, plan, once
+        self._clock, self._now = clock, now
+        self._make_executor = executor
+        self.sources = make_sources(config, plan)
+        self._labels = {source.label: source for source in self.sources}
+        self._backend = choose_backend(config.session.device)
+        self.output, self._lock_file = open_output(config, plan, new_set=new_set)
+        try:
+            self.ledger = open_ledger(self.output, config, plan)
+        except BaseException:
+            self._lock_file.close()
+            raise
+        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        self.committer = Committer(
+            self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
+        )
+        self.watcher = Watcher(
+            self.sources,
+            known=lambda source, relative, identity: self.ledger.is_known(source.label, relative, identity),
+            missing=formats.missing,
+            settle_seconds=config.session.settle_seconds,
+            incomplete_seconds=config.session.incomplete_seconds,
+            rescan_seconds=config.session.rescan_seconds,
+            poll_seconds=config.session.poll_seconds,
+            events=config.session.events == "auto",
+            clock=clock,
+            excluded=[self.output],
+        )
+        self._executor: Executor | None = None
+        self._running: list[_Running] = []
+        self._uncommitted: list[tuple[_Running, Outcome]] = []
+        self._not_before: dict[int, float] = {}
+        self._failing: dict[str, set[str]] = {}
+        self._mode: Mode = "starting"
+        self._message = ""
+        self._signals = 0
+        self._wake = threading.Event()
+        self._paused_until = 0.0
+        self._started = clock()
+        self._rates = _Rates()
+        self._operations: dict[str, tuple[int, float]] = {}
+        self._unknown = 0
+        self._serial = 0
+        self._told: set[str] = set()
+        self._next_snapshot = 0.0
+        self._next_control = 0.0
+        self._snapshot: Snapshot | None = None
+        self._seen_changes = -1
+        self._views: dict[str, Any] = {}
+
+    # --- running ---
+
+    def run(self) -> Snapshot:
+        """Recover, run to the end, publish, and return the final state."""
+        run = None
+        try:
+            self.ledger.require(self._required_kinds())
+            for line in self.committer.recover():
+                self._tell(f"recovery: {line}")
+            run = self.ledger.start_run(self._now(), __version__)
+            self.ledger.join_all()
+            self._executor = self._make_executor(self.config)
+            self.watcher.start()
+            self._call("run_started", plan=self.plan, config=self.config)
+            self._mode = "running"
+            self._loop()
+        finally:
+            self.watcher.stop()
+            if self._executor is not None:
+                self._executor.stop(wait=False)
+            if run is not None:
+                self._finish(run)
+            self.ledger.close()
+            self._lock_file.close()
+        assert self._snapshot is not None
+        return self._snapshot
+
+    def _finish(self, run: int) -> None:
+        try:
+            self.committer.publish(force=True)
+        except OSError as error:
+            self._tell(f"the tables could not be published: {error}; the next start does it")
+        self.ledger.stop_run(run, self._now())
+        self._mode = "finished" if self._mode != "stopped" else "stopped"
+        self._snapshot = self._look()
+        self._call("snapshot_taken", snapshot=self._snapshot)
+        self._call("run_stopped", snapshot=self._snapshot)
+
+    def handle_signals(self) -> None:
+        """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction."""
+
+        def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            self._signals += 1
+            if self._signals > 1:
+                os._exit(128 + number)
+            self._wake.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, handle)
+
+    def stop(self) -> None:
+        """Drain and end, as the first signal does."""
+        self._signals = max(1, self._signals)
+        self._wake.set()
+
+    def _loop(self) -> None:
+        while True:
+            if self._signals and self._mode != "draining":
+                self._mode, self._message = "draining", "finishing what the workers have; again to end at once"
+            if self._mode != "draining":
+                self._take_in(self.watcher.poll())
+                self._control()
+                self._submit()
+            self._collect()
+            self._publish()
+            self._show()
+            if self._ended():
+                return
+            self._wake.wait(LOOP_SECONDS)
+            self._wake.clear()
+
+    def _ended(self) -> bool:
+        if self._running or (self._uncommitted and self._mode != "draining"):
+            return False
+        if self._mode == "draining":
+            return True
+        if not self.once or not self.watcher.idle():
+            return False
+        if self._mode == "stopped":
+            return True
+        if self.ledger.waiting_tables(1) or self.ledger.job_counts().get("ready", 0):
+            return False
+        incomplete = self.watcher.give_up_on_incomplete()
+        self._take_in(incomplete)
+        return not incomplete
+
+    # --- arrivals ---
+
+    def _required_kinds(self) -> set[Kind]:
+        kinds: set[Kind] = {"coordinates", *self.plan.companions}
+        if self.config.ctf is not None:
+            kinds.add("ctf")
+        if "ctf" in kinds and self.config.ctf is None:
+            needing = [step.name for step in self.plan.steps if "ctf" in step.params.companions()]
+            raise ConfigError(
+                f"{self.config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
+                'name its table, for example [ctf] table = "micrographs_ctf.star"'
+            )
+        return kinds
+
+    def _take_in(self, arrivals: list[Arrival]) -> None:
+        if not arrivals:
+            return
+        with self.ledger.transaction():
+            for arrival in arrivals:
+                self._take_one(arrival)
+
+    def _take_one(self, arrival: Arrival) -> None:
+        kind, problem = arrival.source.kind, arrival.problem
+        if kind is None:
+            try:
+                kind = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head) if not problem else None
+            except InputError as error:
+                problem = error.reason
+        if problem is None and kind is None:
+            self._unknown += 1
+            self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
+            return
+        if kind is None:
+            ending = arrival.path.suffix.lower()
+            kind = "coordinates" if ending in formats.TABLE_ENDINGS else "micrograph"
+        file = self.ledger.notice(
+            arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem
+        )
+        if file is None:
+            return
+        if problem is not None:
+            self._item_finished(f"{arrival.source.label}/{arrival.relative}", "failed", f"{arrival.path}: {problem}")
+        elif kind == "micrograph":
+            if self.plan.extract is None and not any(self.plan.lane("coordinates")):
+                self.ledger.file_failed(file.id, "no operation for micrographs is active", final=True, state="rejected")
+            else:
+                self.ledger.micrograph_found(file)
+        elif kind == "mask":
+            self.ledger.mask_found(file)
+        elif kind in ("particles", "map"):
+            reason = f"a {kind} file; processing those in a session comes with a later version"
+            self.ledger.file_failed(file.id, reason, final=True, state="rejected")
+
+    # --- work ---
+
+    def _submit(self) -> None:
+        assert self._executor is not None
+        if self._mode == "stopped" or self._disk_is_full():
+            return
+        room = 2 * self._executor.size - len(self._running) - len(self._uncommitted)
+        if room <= 0:
+            return
+        reading = {running.table.id for running in self._running if running.table is not None}
+        for table in self.ledger.waiting_tables(room + len(reading)):
+            if room > 0 and table.id not in reading and self._not_before.get(-table.id, 0.0) <= self._clock():
+                job = TableJob(table.id, self._labels[table.source].root / table.path, table.kind)
+                self._start(_Running(self._executor.submit(job), self._clock(), table=table))
+                room -= 1
+        soon = [job for job, when in self._not_before.items() if when > self._clock()]
+        for row in self.ledger.claim(room, excluded=soon):
+            self._serial += 1
+            folder = self.committer.staging / f"{os.getpid()}-{self._serial}"
+            made = self._describe(row, folder)
+            self._call("item_started", item=row.item, job=row.id)
+            self._start(_Running(self._executor.submit(made), self._clock(), job=row, folder=folder))
+
+    def _start(self, running: _Running) -> None:
+        self._running.append(running)
+        running.future.add_done_callback(lambda _: self._wake.set())
+
+    def _describe(self, row: JobRow, folder: Path) -> MicrographJob:
+        path = self._labels[row.file.source].root / row.file.path
+        try:
+            name = path.relative_to(self.config.folder).as_posix()
+        except ValueError:
+            name = path.as_posix()
+        inputs = tuple((made, self._labels[made.source].root / made.path) for made in row.inputs)
+        item = Item("micrograph", row.item, path)
+        return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder)
+
+    def _collect(self) -> None:
+        finished = [running for running in self._running if running.future.done()]
+        if finished:
+            self._running = [running for running in self._running if not running.future.done()]
+        for running in finished:
+            outcome = running.future.result()
+            if running.table is not None:
+                self._table_ended(running.table, outcome)
+            else:
+                self._uncommitted.append((running, outcome))
+        if self._clock() >= self._paused_until or self._mode == "draining":
+            waiting, self._uncommitted = self._uncommitted, []
+            for index, (running, outcome) in enumerate(waiting):
+                try:
+                    self._job_ended(running, outcome)
+                except OSError as error:
+                    if error.errno not in DISK_FULL:
+                        raise
+                    self._uncommitted = waiting[index:]
+                    self._pause(f"{self.output}: {error.strerror}")
+                    break
+
+    def _table_ended(self, table: FileRow, outcome: Outcome) -> None:
+        path = f"{table.source}/{table.path}"
+        if outcome.verdict == "done":
+            self.ledger.table_read(table.id, outcome.entries)
+        elif outcome.verdict == "changed":
+            self.watcher.rescan()
+            self._not_before[-table.id] = self._clock() + 1.0
+        else:
+            final = outcome.verdict in ("bad-input", "gone") or table.attempts + 1 >= self._max_attempts
+            reason = outcome.reason or outcome.verdict
+            self.ledger.file_failed(table.id, reason, final=final, gone=outcome.verdict == "gone")
+            self._not_before[-table.id] = self._clock() + 2.0**table.attempts
+            if final:
+                self._item_finished(path, "failed", reason)
+
+    @property
+    def _max_attempts(self) -> int:
+        return self.config.session.max_attempts
+
+    def _job_ended(self, running: _Running, outcome: Outcome) -> None:
+        job, now = running.job, self._now()
+        assert job is not None
+        if not self.ledger.is_claimed(job.id):  # an input changed meanwhile: a newer generation is on its way
+            shutil.rmtree(running.folder, ignore_errors=True)
+            return
+        if outcome.verdict == "done":
+            try:
+                self.committer.commit(
+                    job, outcome.staged, running.folder, warnings=outcome.warnings, seconds=outcome.seconds, now=now
+                )
+            except LedgerError as error:
+                self._job_failed(job, Outcome("failed", str(error)), now)
+                return
+            self._job_done(job, outcome)
+        elif outcome.verdict == "changed":
+            self.ledger.release(job.id)
+            self._not_before[job.id] = self._clock() + self.config.session.settle_seconds + 0.5
+            self.watcher.rescan()
+        elif outcome.verdict == "rejected":
+            self.ledger.job_failed(
+                job.id, outcome.reason or "", final=True, now=now, state="rejected", operation=outcome.operation
+            )
+            self._item_finished(job.item, "rejected", outcome.reason)
+        else:
+            self._job_failed(job, outcome, now)
+        shutil.rmtree(running.folder, ignore_errors=True)
+
+    def _job_done(self, job: JobRow, outcome: Outcome) -> None:
+        self._not_before.pop(job.id, None)
+        particles = sum(rows.count for part in outcome.staged for rows in part.rows if rows.table == "particles.star")
+        self._rates.add(self._clock(), particles)
+        for name, seconds in outcome.timings:
+            count, total = self._operations.get(name, (0, 0.0))
+            self._operations[name] = (count + 1, total + seconds)
+            self._failing.pop(name, None)
+            self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
+        for warning in outcome.warnings:
+            log.warning("%s: %s", job.item, warning)
+        self._item_finished(job.item, "done", "; ".join(outcome.warnings) or None)
+
+    def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:
+        certain = outcome.verdict in ("bad-input", "gone")
+        final = certain or job.attempts + 1 >= self._max_attempts
+        reason = outcome.reason or "failed"
+        self.ledger.job_failed(
+            job.id, reason, final=final, now=now, operation=outcome.operation, trace=outcome.trace,
+            gone=outcome.verdict == "gone",
+        )  # fmt: skip
+        self._not_before[job.id] = self._clock() + 2.0**job.attempts
+        if final:
+            self._not_before.pop(job.id, None)
+            self._item_finished(job.item, "failed", reason)
+        else:
+            log.warning("%s: %s; attempt %d of %d", job.item, reason, job.attempts + 1, self._max_attempts)
+        if outcome.operation is not None and not certain:
+            failing = self._failing.setdefault(outcome.operation, set())
+            failing.add(job.item)
+            if len(failing) >= self.config.session.stop_after_failures and self._mode != "stopped":
+                self._mode = "stopped"
+                self._message = (
+                    f"{outcome.operation} failed on {len(failing)} items in a row, the last with: {reason}. No new work "
+                    "is taken: correct the cause, then start again (failed items: streamprep retry)"
+                )
+                self._tell(self._message)
+
+    def _item_finished(self, item: str, state: str, reason: str | None) -> None:
+        if state == "failed":
+            log.error("%s: %s", item, reason)
+        self._call("item_finished", item=item, state=state, reason=reason)
+
+    # --- disk ---
+
+    def _disk_is_full(self) -> bool:
+        if self._clock() < self._paused_until:
+            return True
+        free, reserve = self._disk_free(), self.config.session.reserve_mib << 20
+        if free < reserve:
+            self._pause(f"{self.output}: {free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)")
+            return True
+        if self._mode == "paused":
+            self._mode, self._message = "running", ""
+            self._tell("there is space again: going on")
+        return False
+
+    def _disk_free(self) -> int:
+        try:
+            return shutil.disk_usage(self.output).free
+        except OSError:
+            return 0
+
+    def _pause(self, message: str) -> None:
+        self._paused_until = self._clock() + DISK_RETRY_SECONDS
+        if self._mode == "running":
+            self._mode = "paused"
+        self._message = f"paused, the disk is full: {message}"
+        self._tell(self._message)
+
+    def _publish(self) -> None:
+        if self._clock() < self._paused_until:
+            return
+        try:
+            self.committer.publish()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            self._pause(f"{self.output}: {error.strerror}")
+
+    # --- control and view ---
+
+    def _control(self) -> None:
+        """Requests of `streamprep retry`, left as files for the running daemon."""
+        if self._clock() < self._next_control:
+            return
+        self._next_control = self._clock() + 1.0
+        for path in sorted((self.output / STATE_FOLDER).glob("request-*.json")):
+            try:
+                request = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue  # still being written
+            path.unlink(missing_ok=True)
+            count = self.ledger.retry(request.get("name"))
+            self._failing.clear()
+            if self._mode == "stopped":
+                self._mode, self._message = "running", ""
+            self._tell(f"retry: {count} failed items are taken up again")
+            self.watcher.rescan()
+
+    def _tell(self, message: str) -> None:
+        log.warning("%s", message)
+        self._call("warning_raised", message=message)
+
+    def _call(self, hook: str, **values: Any) -> None:
+        """Call a life-cycle hook of every plugin; one that raises is logged and does not hurt the others."""
+        for impl in getattr(self.plugins.hook, hook).get_hookimpls():
+            try:
+                impl.function(*(values[name] for name in impl.argnames))
+            except Exception:
+                log.exception("plugin %s failed in %s", impl.plugin_name, hook)
+
+    def _show(self) -> None:
+        for trouble in self.watcher.troubles:
+            if trouble not in self._told:
+                self._told.add(trouble)
+                self._call("warning_raised", message=trouble)
+        if self._clock() < self._next_snapshot:
+            return
+        self._next_snapshot = self._clock() + SNAPSHOT_SECONDS
+        self._snapshot = self._look()
+        self._call("snapshot_taken", snapshot=self._snapshot)
+
+    def _look(self) -> Snapshot:
+        clock, now = self._clock(), self._now()
+        if self.ledger.changes != self._seen_changes:
+            self._seen_changes = self.ledger.changes
+            files = self.ledger.file_counts()
+            self._views = {
+                "jobs": self.ledger.job_counts(),
+                "waiting": self.ledger.waiting(10),
+                "waiting_count": files.get(("micrograph", "ready"), 0),
+                "failures": tuple(self.ledger.failures(KEPT_FAILURES)),
+                "warnings": len(self.ledger.warnings(1000)),
+                "oldest": self.ledger.oldest_waiting(),
+            }
+        views = self._views
+        per_hour, per_second = self._rates.measure(clock, self._started)
+        mode = self._mode
+        if mode == "running" and not self._running:
+            mode = "waiting"
+        return Snapshot(
+            output=str(self.output),
+            mode=mode,
+            message=self._message,
+            plan=tuple(f"{step.table}.{step.name}" for step in self.plan.steps),
+            device=self._backend.description,
+            workers=self._executor.size if self._executor is not None else 0,
+            elapsed_seconds=clock - self._started,
+            jobs=views["jobs"],
+            waiting=tuple((item, reason, now - since) for item, reason, since in views["waiting"]),
+            waiting_count=views["waiting_count"],
+            settling=self.watcher.settling,
+            running=tuple((running.name, clock - running.since) for running in self._running),
+            rows=self.committer.row_counts(),
+            micrographs_per_hour=per_hour,
+            particles_per_second=per_second,
+            oldest_seconds=0.0 if views["oldest"] is None else now - views["oldest"],
+            operation_seconds={name: total / count for name, (count, total) in self._operations.items()},
+            failures=views["failures"],
+            warnings=views["warnings"],
+            unknown_files=self._unknown,
+            degraded=tuple(self.watcher.troubles),
+            disk_free_bytes=self._disk_free(),
+        )

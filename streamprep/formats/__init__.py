@@ -1,0 +1,66 @@
+"""File formats: one module per family. What a file is, whether it is whole, and what is in it.
+
+The hooks below are the built-in readers; a third party's ``classify_path`` and ``read_item`` are asked first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from streamprep.formats import mrc, star
+from streamprep.hookspecs import hookimpl
+from streamprep.model import Entry, Image, InputError, Item, Kind
+
+HEAD_BYTES = 4096
+IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
+TABLE_ENDINGS = (".star",)
+
+__all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
+
+
+def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
+    """What is not there yet of a file that is being written; None when it is whole, as far as its format can tell.
+
+    Parameters
+    ----------
+    path
+        Its ending and ``head`` choose the format.
+    size_bytes
+        Size of the file.
+    head
+        Its first 4096 bytes.
+
+    Raises
+    ------
+    InputError
+        It can never become a usable file.
+    """
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        return mrc.missing(path, size_bytes, head)
+    return None
+
+
+@hookimpl(trylast=True)
+def classify_path(path: Path, head: bytes) -> Kind | None:
+    """Tell micrographs, stacks and maps by their MRC header, tables by their ending."""
+    ending = path.suffix.lower()
+    if ending in IMAGE_ENDINGS:
+        header = mrc.parse_header(path, head)
+        if ending == ".mrcs":
+            return "particles"
+        if header.nz == 1 and ending == ".mrc":
+            return "micrograph"
+        return "map" if header.space_group >= 1 or ending != ".mrc" else "particles"
+    if ending in TABLE_ENDINGS:
+        return "coordinates"  # coordinates or CTF: reading it tells
+    return None
+
+
+@hookimpl(trylast=True)
+def read_item(item: Item) -> Image | list[Entry]:
+    """Images as `Image`, tables as lists of `Entry`."""
+    ending = item.path.suffix.lower()
+    if item.kind in ("micrograph", "mask", "particles", "map") and ending in IMAGE_ENDINGS:
+        return mrc.read(item.path)
+    if item.kind in ("coordinates", "ctf") and ending in TABLE_ENDINGS:
+        return star.read_entries(item.path)
+    raise InputError(item.path, f"no reader for a {item.kind} file that ends in {ending or 'nothing'}")

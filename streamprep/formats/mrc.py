@@ -1,0 +1,167 @@
+"""MRC images, stacks and maps (MRC2014), through mrcfile; the header is checked against the file's size first."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mrcfile
+import numpy as np
+import numpy.typing as npt
+
+from streamprep.model import Image, InputError
+
+HEADER_BYTES = 1024
+BYTES_PER_VALUE = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
+_MAX_SIDE = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class MrcHeader:
+    """The fields of the header that decide what the file is."""
+
+    nx: int
+    ny: int
+    nz: int
+    mode: int
+    space_group: int
+    extended_bytes: int
+    pixel_size_angstrom: float
+    """0 where the header does not know."""
+    file_bytes: int
+    """Size that the whole file must have."""
+    byte_order: Literal["<", ">"]
+
+
+def is_mrc(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` says it is MRC."""
+    return len(head) >= 212 and head[208:211] == b"MAP"
+
+
+def parse_header(path: Path, head: bytes) -> MrcHeader:
+    """Read and check a header.
+
+    Parameters
+    ----------
+    path
+        For messages.
+    head
+        The file's first 1024 bytes or more.
+
+    Raises
+    ------
+    InputError
+        Sizes, mode or extended header are impossible, in either byte order.
+    """
+    if len(head) < HEADER_BYTES:
+        raise InputError(path, f"an MRC header has 1024 bytes, this file has only {len(head)}")
+    said = ""
+    for order in ("<", ">"):
+        nx, ny, nz, mode = struct.unpack_from(f"{order}4i", head, 0)
+        cell_x = struct.unpack_from(f"{order}f", head, 40)[0]
+        mx = struct.unpack_from(f"{order}i", head, 28)[0]
+        space_group, extended = struct.unpack_from(f"{order}2i", head, 88)
+        problem = _problem(nx, ny, nz, mode, extended)
+        if problem is None:
+            pixel = cell_x / mx if mx > 0 and np.isfinite(cell_x) and cell_x > 0 else 0.0
+            size = HEADER_BYTES + extended + nx * ny * nz * BYTES_PER_VALUE[mode]
+            return MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order)  # type: ignore[arg-type]
+        said = said or problem
+    raise InputError(path, f"not a usable MRC file: {said}")
+
+
+def _problem(nx: int, ny: int, nz: int, mode: int, extended: int) -> str | None:
+    if not all(0 < side <= _MAX_SIDE for side in (nx, ny)) or not 0 < nz <= 1 << 24:
+        return f"its header says {nx} × {ny} × {nz}; each size must be at least 1 and at most {_MAX_SIDE}"
+    if mode not in BYTES_PER_VALUE:
+        return f"data mode {mode} is not supported; known are {', '.join(map(str, BYTES_PER_VALUE))}"
+    if not 0 <= extended <= 1 << 30:
+        return f"its header says {extended} bytes of extended header"
+    return None
+
+
+def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
+    """What is not there yet of a file that is being written; None when it is whole.
+
+    Raises
+    ------
+    InputError
+        The header can never become a usable file.
+    """
+    if size_bytes < HEADER_BYTES:
+        return f"{size_bytes} of the 1024 bytes of an MRC header"
+    if not any(head[:HEADER_BYTES]):
+        return "its header is still all zero"
+    header = parse_header(path, head)
+    if size_bytes != header.file_bytes:
+        relation = "truncated" if size_bytes < header.file_bytes else "longer than its header says"
+        return (
+            f"{relation}: it has {size_bytes} bytes, {header.nx} × {header.ny} × {header.nz} of mode {header.mode} "
+            f"and {header.extended_bytes} bytes of extended header make {header.file_bytes}"
+        )
+    return None
+
+
+def read_header(path: Path) -> MrcHeader:
+    """Header of a complete file; InputError where size and header disagree."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    said = missing(path, path.stat().st_size, head)
+    if said is not None:
+        raise InputError(path, said)
+    return parse_header(path, head)
+
+
+def read(path: Path) -> Image:
+    """A complete file, in the machine's byte order, shape as stored: (ny, nx) or (nz, ny, nx).
+
+    Raises
+    ------
+    InputError
+        The file is truncated, longer than its header says, or not MRC.
+    """
+    header = read_header(path)
+    with warnings.catch_warnings():  # permissive: map ids and machine stamps are wrong in files of some programs
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with mrcfile.open(path, permissive=True) as file:
+            data = file.data
+    if data is None:
+        raise InputError(path, "mrcfile cannot make sense of its header")
+    data = data.reshape((header.nz, header.ny, header.nx) if header.nz > 1 or data.ndim > 2 else (header.ny, header.nx))
+    pixels = np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False))
+    return Image(pixels, header.pixel_size_angstrom or None)
+
+
+def write(
+    path: Path, data: npt.NDArray[Any], *, pixel_size_angstrom: float, stack: bool, label: str = "streamprep"
+) -> None:
+    """Write an image stack or a map with true header statistics.
+
+    Parameters
+    ----------
+    path
+        A new file.
+    data
+        Shape (n, ny, nx) for stacks, (nz, ny, nx) for maps; float32, float16, int8, int16 or uint16.
+    pixel_size_angstrom
+        Written as the voxel size.
+    stack
+        Images (space group 0) or a volume (space group 1).
+    label
+        The first label of the header. No time is written, so that the same data make the same bytes.
+    """
+    if stack and not len(data):
+        raise ValueError("an MRC file cannot hold zero images")
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(data)
+        if stack:
+            file.set_image_stack()
+        else:
+            file.set_volume()
+        file.voxel_size = pixel_size_angstrom
+        file.header.label[:] = b""
+        file.header.label[0] = label.encode("ascii", "replace")[:79]
+        file.header.nlabl = 1

@@ -1,0 +1,229 @@
+"""RELION STAR tables: reading through gemmi, writing in RELION 3.1's form."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+import numpy.typing as npt
+
+from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError
+
+MAX_BYTES = 4 << 30
+_PLAIN = re.compile(r"[^\s'\"#_$\[;][^\s]*\Z")
+
+CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+_OPTICS_COLUMNS = {
+    "rlnVoltage": "voltage_kv",
+    "rlnSphericalAberration": "spherical_aberration_mm",
+    "rlnAmplitudeContrast": "amplitude_contrast",
+}
+
+
+class Loop:
+    """One table of a STAR file: columns of text by name, without the leading underscore."""
+
+    def __init__(self, path: Path, block: str, columns: dict[str, list[str]], rows: int) -> None:
+        self.path, self.block, self.columns, self.rows = path, block, columns, rows
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def text(self, name: str) -> list[str]:
+        """A column as text; InputError where it is missing."""
+        if name not in self.columns:
+            raise InputError(self.path, f"table data_{self.block} has no column _{name}")
+        return self.columns[name]
+
+    def floats(self, name: str) -> FloatArray:
+        """A column as finite numbers; InputError names the first row that is none."""
+        values = self.text(name)
+        try:
+            numbers = np.array(values, dtype=np.float64)
+        except ValueError:
+            numbers = np.array([_number(value) for value in values])
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            raise InputError(
+                self.path, f"row {bad[0] + 1} of data_{self.block}: _{name} is {values[bad[0]]!r}, not a number"
+            )
+        return numbers
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")
+
+
+def read_loops(path: Path) -> list[Loop]:
+    """Every table of a STAR file, in order.
+
+    Single ``_name value`` pairs of a block make a table with one row, as RELION reads them.
+
+    Raises
+    ------
+    InputError
+        The file is empty, too large, or not a STAR file.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(path, "the file is empty; a STAR file needs at least a data_ line and a loop_")
+    if size > MAX_BYTES:
+        raise InputError(path, f"the table has {size} bytes; the most that is read is {MAX_BYTES}")
+    try:
+        document = gemmi.cif.read_file(str(path))
+    except (ValueError, RuntimeError, UnicodeError) as error:
+        said = str(error).replace(str(path), "").strip(": ") or type(error).__name__
+        raise InputError(path, f"not a readable STAR file: {said}") from error
+    loops = []
+    try:
+        for block in document:
+            pairs: dict[str, list[str]] = {}
+            for item in block:
+                if item.loop is not None:
+                    tags = [tag.lstrip("_") for tag in item.loop.tags]
+                    width, values = len(tags), [gemmi.cif.as_string(value) for value in item.loop.values]
+                    columns = {tag: values[index::width] for index, tag in enumerate(tags)}
+                    loops.append(Loop(path, block.name.strip(), columns, len(values) // width))
+                elif item.pair is not None:
+                    pairs[item.pair[0].lstrip("_")] = [gemmi.cif.as_string(item.pair[1])]
+            if pairs:
+                loops.append(Loop(path, block.name.strip(), pairs, 1))
+    except UnicodeError as error:
+        raise InputError(path, f"not a readable STAR file: {error}") from error
+    if not loops:
+        raise InputError(path, "the file holds no table; a STAR file needs a loop_ with column names")
+    return loops
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """What a STAR file says about micrographs: their coordinates, or their CTF.
+
+    Raises
+    ------
+    InputError
+        It holds neither, or a value in it is not a number.
+    """
+    loops = read_loops(path)
+    entries: list[Entry] = []
+    for loop in loops:
+        if "rlnCoordinateX" in loop and "rlnCoordinateY" in loop:
+            entries += _coordinates(loop)
+        elif "rlnDefocusU" in loop and ("rlnMicrographName" in loop or "rlnMicrographNameNoDW" in loop):
+            optics = next((other for other in loops if other.block == "optics"), None)
+            entries += _ctfs(loop, optics)
+    if not entries and not any("rlnCoordinateX" in loop or "rlnDefocusU" in loop for loop in loops):
+        names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
+        raise InputError(
+            path,
+            "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
+            f"_rlnDefocusU) are in it; its columns are {names}",
+        )
+    return entries
+
+
+def _groups(loop: Loop, name: str) -> Iterable[tuple[str | None, npt.NDArray[np.int64]]]:
+    """Rows of each micrograph, in order of first appearance; one group without a name where no column has it."""
+    if name not in loop:
+        yield None, np.arange(loop.rows)
+        return
+    rows: dict[str, list[int]] = {}
+    for index, value in enumerate(loop.columns[name]):
+        rows.setdefault(value, []).append(index)
+    for value, indices in rows.items():
+        yield value, np.array(indices)
+
+
+def digest_of(*parts: Any) -> str:
+    """A digest of values that changes when any of them does."""
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _coordinates(loop: Loop) -> Iterable[Entry]:
+    xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
+    further = {
+        name: np.array(values, dtype=object)
+        for name, values in loop.columns.items()
+        if name not in ("rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName", "rlnOpticsGroup")
+    }
+    for micrograph, rows in _groups(loop, "rlnMicrographName"):
+        columns = {name: values[rows] for name, values in further.items()}
+        data = Coordinates(xy_px=xy[rows], columns=columns)
+        digest = digest_of(xy[rows].tolist(), {name: values.tolist() for name, values in columns.items()})
+        yield Entry(micrograph, digest, data)
+
+
+def _ctfs(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
+    name_column = "rlnMicrographName" if "rlnMicrographName" in loop else "rlnMicrographNameNoDW"
+    columns = {name: loop.floats(name) for name in CTF_COLUMNS}
+    phase = loop.floats("rlnPhaseShift") if "rlnPhaseShift" in loop else np.zeros(loop.rows)
+    constants = [ctf_constants(loop, optics, row) for row in range(loop.rows)]
+    for row, micrograph in enumerate(loop.text(name_column)):
+        ctf = Ctf(*(float(columns[name][row]) for name in CTF_COLUMNS), float(phase[row]), **constants[row])
+        yield Entry(micrograph, digest_of(ctf), ctf)
+
+
+def ctf_constants(loop: Loop, optics: Loop | None, row: int) -> dict[str, float]:
+    """Voltage, Cs and amplitude contrast of a row: its own columns, else those of its optics group."""
+    found: dict[str, float] = {}
+    for column, field in _OPTICS_COLUMNS.items():
+        if column in loop:
+            found[field] = float(loop.floats(column)[row])
+        elif optics is not None and column in optics:
+            groups = optics.columns.get("rlnOpticsGroup", ["1"])
+            wanted = loop.columns["rlnOpticsGroup"][row] if "rlnOpticsGroup" in loop else groups[0]
+            if wanted not in groups:
+                raise InputError(loop.path, f"row {row + 1}: optics group {wanted} is not in data_optics")
+            found[field] = float(optics.floats(column)[groups.index(wanted)])
+    return found
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def format_value(value: Any) -> str:
+    """A value as STAR text: whole numbers plain, others with six decimals, text quoted where it must be."""
+    if isinstance(value, str):
+        if _PLAIN.match(value):
+            return value
+        cleaned = " ".join(value.split()) or "None"
+        if _PLAIN.match(cleaned):
+            return cleaned
+        return f'"{cleaned}"' if '"' not in cleaned else f"'{cleaned.replace(chr(39), chr(34))}'"
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, int | np.integer):
+        return str(value)
+    return f"{float(value):.6f}"
+
+
+def rows_text(columns: Sequence[Sequence[Any]]) -> str:
+    """Rows of a loop, one line each, from columns of equal length."""
+    formatted = [[format_value(value) for value in column] for column in columns]
+    return "".join(" ".join(row) + "\n" for row in zip(*formatted, strict=True))
+
+
+def loop_head(block: str, columns: Sequence[str]) -> str:
+    """The beginning of a table, up to its first row."""
+    names = "".join(f"_{name} #{number}\n" for number, name in enumerate(columns, start=1))
+    return f"\ndata_{block}\n\nloop_\n{names}"
+
+
+def table_text(block: str, columns: Mapping[str, Sequence[Any]]) -> str:
+    """A whole table."""
+    return loop_head(block, list(columns)) + rows_text(list(columns.values()))
+
+
+_TOKEN = re.compile(r"\"[^\"]*\"|'[^']*'|\S+")
+
+
+def split_row(line: str) -> list[str]:
+    """The values of a row that `rows_text` wrote, quotes kept."""
+    return _TOKEN.findall(line)

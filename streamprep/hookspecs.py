@@ -1,0 +1,349 @@
+"""Every hook of streamprep, in the order of an item's life, and the decorator that makes an operation of a function.
+
+pluggy keeps the register, checks signatures and loads entry points. It does not run the operations: streamprep sorts
+them by ``order`` and calls them one after the other, so what runs when never depends on what was installed when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+from streamprep.model import Context, Coordinates, Ctf, Item, Kind, Label, Map, Micrograph, Particles
+
+PROJECT = "streamprep"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+OPERATION_HOOKS: Mapping[str, str] = {
+    "micrographs": "process_micrograph",
+    "coordinates": "process_coordinates",
+    "extract": "extract_particles",
+    "particles": "process_particles",
+    "maps": "process_map",
+}
+"""Table of the configuration file → the hook whose operations may stand in it, in the order they run."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Params(BaseModel):
+    """Base of every operation's parameters: typed, immutable, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def companions(self) -> Mapping[Kind, str | None]:
+        """Other files each item must wait for: the kind, and a path pattern where the user names one.
+
+        ``{"ctf": None}`` waits for a CTF; ``{"mask": "masks/{stem}.mrc"}`` for a file of that name.
+        """
+        return {}
+
+    def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:
+        """Raise ValueError where the parameters do not fit the images. Called at start and on each item.
+
+        Parameters
+        ----------
+        size_px
+            Number of columns of the image or map, None while it is not known.
+        pixel_size_angstrom
+            None while it is not known.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class OperationInfo:
+    """What ``@operation`` writes on a function."""
+
+    hook: str
+    name: str
+    order: int
+    params: type[Params]
+
+
+def operation(
+    hook: str, *, order: int, params: type[Params] = Params, name: str | None = None
+) -> Callable[[F], F]:
+    """Make an operation of a function: an implementation of ``hook`` with a name, an order and typed parameters.
+
+    Parameters
+    ----------
+    hook
+        One of `OPERATION_HOOKS`' hooks.
+    order
+        Where in the chain it runs; lower is earlier, ties go by name. Users may override it.
+    params
+        The model of its parameters.
+    name
+        What the configuration calls it. The function's own name unless given.
+
+    Examples
+    --------
+    >>> @operation("process_particles", order=55)
+    ... def double(particles, params, ctx):
+    ...     return particles.with_pixels(particles.pixels * 2)
+    >>> double.streamprep_operation.order
+    55
+    """
+    if hook not in OPERATION_HOOKS.values():
+        raise ValueError(f"{hook!r} is not an operation hook; choose one of {', '.join(OPERATION_HOOKS.values())}")
+
+    def mark(function: F) -> F:
+        info = OperationInfo(hook, name or function.__name__, order, params)
+        function.streamprep_operation = info  # type: ignore[attr-defined]
+        return hookimpl(specname=hook)(function)
+
+    return mark
+
+
+# --- finding and reading -------------------------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def classify_path(path: Path, head: bytes) -> Kind | None:  # type: ignore[empty-body]
+    """Say what a settled, complete file is.
+
+    When: once per arrival, before it enters the ledger. Receives: the path, and the first 4096 bytes. Returns: the
+    kind, or None to let the next implementation decide; a file that nobody knows is left alone and counted.
+    Raises: InputError for a file that is certainly broken.
+
+    Example: ``return "map" if path.suffix == ".ccp4" else None``
+    """
+
+
+@hookspec(firstresult=True)
+def read_item(item: Item) -> Any:
+    """Read a file.
+
+    When: in a worker, right before the operations. Receives: the item. Returns: an `Image`, or for tables a list of
+    `Entry`, one per micrograph; None to let the next implementation try. Raises: InputError that says what is wrong.
+
+    Example: ``return Image(tifffile.imread(item.path)) if item.path.suffix == ".tif" else None``
+    """
+
+
+# --- operations, in the order they run -----------------------------------------------------------------------------
+
+
+@hookspec
+def process_micrograph(micrograph: Micrograph, params: Params, ctx: Context) -> Micrograph | None:
+    """Change a micrograph before anything is cut from it.
+
+    When: first in the micrograph lane. Returns: a new micrograph, or None for "unchanged". Raises: Reject to drop it.
+
+    Example: ``return replace(micrograph, pixels=-micrograph.pixels)``
+    """
+
+
+@hookspec
+def process_coordinates(
+    coordinates: Coordinates, micrograph: Micrograph, params: Params, ctx: Context
+) -> Coordinates | None:
+    """Filter, move or add coordinates.
+
+    When: after the micrograph's operations. Receives: the particle coordinates. Returns: coordinates labelled
+    ``particle`` replace them, coordinates with another label become a set of their own; None for "unchanged".
+    Raises: Reject to drop the micrograph.
+
+    Example: ``return coordinates.select(coordinates.columns["score"] > params.least)``
+    """
+
+
+@hookspec
+def extract_particles(
+    micrograph: Micrograph, coordinates: Coordinates, params: Params, ctx: Context
+) -> Particles:  # type: ignore[empty-body]
+    """Cut boxes around coordinates.
+
+    When: once per set of coordinates (particle, noise). Returns: the boxes with the rows they belong to.
+
+    Example: see ``streamprep/plugins/extract.py``
+    """
+
+
+@hookspec
+def process_particles(particles: Particles, params: Params, ctx: Context) -> Particles | None:
+    """Change particle images, shape (n, ny, nx), on the array backend that they come on.
+
+    When: after extraction, once per set. Returns: new particles, or None for "unchanged". Raises: Reject.
+
+    Example: ``return particles.with_pixels(-particles.pixels)``
+    """
+
+
+@hookspec
+def process_map(map: Map, params: Params, ctx: Context) -> Map | None:  # noqa: A002
+    """Change a map, shape (nz, ny, nx).
+
+    When: in the map lane. Returns: a new map, or None for "unchanged". Raises: Reject to drop it.
+
+    Example: ``return map.with_pixels(-map.pixels)``
+    """
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """What the operations made of one item."""
+
+    item: Item
+    generation: int
+    micrograph: Micrograph | None
+    coordinates: Mapping[Label, Coordinates]
+    particles: Mapping[Label, Particles]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A finished file in the staging folder, and where it belongs below the output folder."""
+
+    staged: str
+    final: str
+    size_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRows:
+    """Rows for one published table: named columns of equal length, host values."""
+
+    table: str
+    columns: Mapping[str, Sequence[Any]]
+    count: int
+    optics: Mapping[str, Any] | None = None
+    """The optics group these rows belong to, without its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What one sink staged for one item."""
+
+    files: tuple[StagedFile, ...] = ()
+    rows: tuple[StagedRows, ...] = ()
+
+
+class Table(Protocol):
+    """A text file that grows (one for the session) or that belongs to one item."""
+
+    path: str
+    """Below the output folder; with ``{item}`` in it, each item has a file of its own."""
+
+    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]]) -> bytes:
+        """Everything before the rows."""
+
+    def render(self, columns: Sequence[str], rows: StagedRows, optics_group: int | None) -> bytes:
+        """The rows as bytes, one line each, in the order of ``columns``."""
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Put column names into the table's order."""
+
+    def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
+        """Rows rendered with the columns ``have``, with the columns ``want``; new ones get a default."""
+
+
+class Sink(Protocol):
+    """Where results go. ``stage`` runs in a worker; what it returns is committed by the one committer."""
+
+    name: str
+    tables: Sequence[Table]
+    folders: Sequence[str]
+    """Folders below the output folder in which every file is this sink's."""
+
+    def stage(self, result: ItemResult, folder: Path) -> Staged:
+        """Write what belongs to this item into ``folder``, durably, and say where it goes."""
+
+
+@hookspec
+def make_sinks(config: Any) -> Sequence[Sink]:  # type: ignore[empty-body]
+    """Make the session's sinks.
+
+    When: at start, in the daemon and in each worker. Receives: the validated configuration. Returns: sinks, or an
+    empty list where the configuration has no work for them.
+
+    Example: ``return [ParticleSink(config)] if config.extract else []``
+    """
+
+
+# --- life cycle: for consoles, pictures, notifications. Called in the daemon; an exception is logged, never fatal ----
+
+
+@hookspec
+def run_started(plan: Any, config: Any) -> None:
+    """Say that a run begins.
+
+    When: after recovery, before the first scan. Example: send a message to the facility's chat.
+    """
+
+
+@hookspec
+def item_started(item: str, job: int) -> None:
+    """Say that a job was handed to a worker.
+
+    When: each time, a retry included. Example: light a lamp.
+    """
+
+
+@hookspec
+def operation_finished(item: str, operation: str, seconds: float) -> None:
+    """Say how long an operation took on an item.
+
+    When: after the item's commit, once per operation that ran. Example: feed a histogram.
+    """
+
+
+@hookspec
+def item_finished(item: str, state: str, reason: str | None) -> None:
+    """Say how an item ended: done, rejected or failed, with the reason.
+
+    When: after the ledger's transaction. Example: notify on failures.
+    """
+
+
+@hookspec
+def warning_raised(message: str) -> None:
+    """Pass on a message about the session as a whole: a folder without events, a full disk, a systematic fault.
+
+    When: as it happens, once per message. Example: show it in the facility's chat.
+    """
+
+
+@hookspec
+def snapshot_taken(snapshot: Any) -> None:
+    """Hand over the state of the session.
+
+    When: several times a second while running, and once at the end. Receives: a `streamprep.engine.Snapshot`.
+    Example: draw it.
+    """
+
+
+@hookspec
+def run_stopped(snapshot: Any) -> None:
+    """Say that a run ended and everything is published.
+
+    When: last. Receives: the final snapshot. Example: write a report.
+    """
+
+
+__all__ = [
+    "OPERATION_HOOKS",
+    "Ctf",
+    "ItemResult",
+    "OperationInfo",
+    "Params",
+    "Sink",
+    "Staged",
+    "StagedFile",
+    "StagedRows",
+    "Table",
+    "hookimpl",
+    "hookspec",
+    "operation",
+]

@@ -1,0 +1,222 @@
+"""The data that operations receive and return: frozen, typed, free of I/O.
+
+One convention holds everywhere inside streamprep: coordinates are **centres**, in **pixels**, floating point, x
+right along the last array axis and y along the first, with (0, 0) the first pixel of the array as stored. The
+origin of an axis of length L is the index ``L // 2``. Readers and writers convert at the border.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+"""An array of any backend that follows the array API standard (numpy, cupy, array-api-strict)."""
+
+Kind = Literal["micrograph", "coordinates", "ctf", "mask", "particles", "map", "other"]
+Label = Literal["particle", "noise"]
+FloatArray = npt.NDArray[np.float64]
+Columns = Mapping[str, npt.NDArray[Any]]
+
+
+class StreamprepError(Exception):
+    """Anything that streamprep itself has to say to its user: one readable message, no traceback needed."""
+
+
+class ConfigError(StreamprepError):
+    """The configuration, or a parameter in it, is not valid. Found before any data is touched."""
+
+
+class InputError(StreamprepError):
+    """An input file cannot be used. Names the file, what is wrong and what would be right; never retried as it is."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return (InputError, (self.path, self.reason))
+
+
+class Reject(Exception):  # noqa: N818 - an outcome, not an error
+    """Raised by an operation to drop its item on purpose. Counted apart from failures.
+
+    Parameters
+    ----------
+    reason
+        What the user reads beside the item's name.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Identity(NamedTuple):
+    """What must stay the same for a file to be the same."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that arrived: what it is, what it is called inside the session, and where it lies."""
+
+    kind: Kind
+    name: str
+    """``<watched folder>/<sub-folders>/<stem>``: the identity that names outputs and seeds random numbers."""
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Optics:
+    """What the images of one optics group share."""
+
+    pixel_size_angstrom: float
+    voltage_kv: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ctf:
+    """Defocus and microscope constants of one image; underfocus positive, angle from x towards y."""
+
+    defocus_u_angstrom: float
+    defocus_v_angstrom: float
+    defocus_angle_deg: float
+    phase_shift_deg: float = 0.0
+    voltage_kv: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a reader of images gives back: host pixels of shape (ny, nx) or (nz, ny, nx), and what the header knows."""
+
+    pixels: npt.NDArray[Any]
+    pixel_size_angstrom: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Micrograph:
+    """One motion-corrected exposure, ``pixels`` of shape (ny, nx)."""
+
+    name: str
+    """The name that tables refer to, relative to the session's folder where it lies in it."""
+    pixels: Array
+    optics: Optics
+    ctf: Ctf | None = None
+
+    @property
+    def shape_px(self) -> tuple[int, int]:
+        """(ny, nx)."""
+        return int(self.pixels.shape[0]), int(self.pixels.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """Box centres of one micrograph: ``xy_px`` of shape (n, 2), float64, in pixels.
+
+    ``columns`` holds whatever else is known per row, by the name it has in tables (``rlnAutopickFigureOfMerit``…).
+    """
+
+    xy_px: FloatArray
+    label: Label = "particle"
+    box_size_px: int | None = None
+    columns: Columns = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.xy_px)
+
+    def select(self, keep: npt.NDArray[Any]) -> Self:
+        """The rows that ``keep`` (a boolean mask or an index array) names, every column with them."""
+        return replace(
+            self, xy_px=self.xy_px[keep], columns={name: values[keep] for name, values in self.columns.items()}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a reader of tables gives back for each micrograph that a table speaks of."""
+
+    micrograph: str | None
+    """The micrograph's name as the file writes it; None where the file's own name says it."""
+    digest: str
+    """Changes when, and only when, the rows do."""
+    data: Coordinates | Ctf
+
+
+@dataclass(frozen=True, slots=True)
+class Particles:
+    """A stack of boxes, ``pixels`` of shape (n, ny, nx), with one metadata row each."""
+
+    pixels: Array
+    optics: Optics
+    coordinates: Coordinates | None = None
+    """Where each box was cut; None for stacks that came without."""
+    ctf: tuple[Ctf, ...] | None = None
+    """One per image, or None while it is not known."""
+    label: Label = "particle"
+    phase_flipped: bool = False
+    columns: Columns = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.pixels.shape[0])
+
+    def with_pixels(self, pixels: Array) -> Self:
+        """The same particles with other pixel values."""
+        return replace(self, pixels=pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A volume, ``pixels`` of shape (nz, ny, nx)."""
+
+    name: str
+    pixels: Array
+    pixel_size_angstrom: float
+
+    def with_pixels(self, pixels: Array) -> Self:
+        """The same map with other voxel values."""
+        return replace(self, pixels=pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an operation may know and say besides its data."""
+
+    item: Item
+    operation: str
+    seed: int = 0
+    label: Label = "particle"
+    box_size_px: int | None = None
+    """The session's extraction box, where there is one."""
+    edge: Literal["skip", "pad"] = "skip"
+    """What extraction does with a box that crosses the micrograph's edge."""
+    companions: Mapping[str, Path] = field(default_factory=dict)
+    """Files that belong to this item and that the operation's parameters asked for, such as ``mask``."""
+    read_image: Callable[[Path], npt.NDArray[Any]] | None = None
+    """Read an image file of any known format as a host array."""
+    warn: Callable[[str], None] = lambda message: None
+    """Record a warning beside the item. It is shown in ``streamprep status`` and does not stop anything."""
+
+    def rng(self, *keys: int | str) -> np.random.Generator:
+        """A random generator that depends on the seed, the operation, the item and ``keys`` only.
+
+        So a result does not depend on the order of arrival, the number of workers or on restarts.
+        """
+        text = "\x1f".join(str(part) for part in (self.seed, self.operation, self.item.name, self.label, *keys))
+        entropy = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest())
+        return np.random.Generator(np.random.Philox(entropy))

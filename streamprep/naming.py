@@ -1,0 +1,128 @@
+"""Names: what an item is called, what its files are called, and which micrograph a table's name means."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+DEFAULT_SUFFIXES = ("_autopick", "_manualpick", "_topaz", "_pick", "_picks", "_coords", "_DW", "_ctf", "_mask")
+"""Endings that programs add to a micrograph's name when they write a file that belongs to it."""
+
+_IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
+
+
+def root_labels(roots: Sequence[Path]) -> list[str]:
+    """A short, safe and unique label for each watched folder: its name, with a number where two are alike."""
+    labels: list[str] = []
+    for root in roots:
+        wanted = label = safe_part(root.name or "root")
+        number = 2
+        while label in labels:
+            label, number = f"{wanted}_{number}", number + 1
+        labels.append(label)
+    return labels
+
+
+def safe_part(name: str) -> str:
+    """One path component, safe in file names, tables, shells and pages.
+
+    Letters, digits and ``. _ + -`` stay. Where anything else is replaced, a few digits of a hash keep different names
+    different.
+
+    Examples
+    --------
+    >>> safe_part("mic_0001")
+    'mic_0001'
+    >>> safe_part("a b") == safe_part("a<b")
+    False
+    """
+    cleaned = _UNSAFE.sub("_", name).lstrip(".-") or "_"
+    if cleaned == name and len(name) <= 120:
+        return name
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=4).hexdigest()
+    return f"{cleaned[:100]}-{digest}"
+
+
+def stem_of(name: str) -> str:
+    """A file name without its folders and without the endings of images and tables.
+
+    Examples
+    --------
+    >>> stem_of("Micrographs/mic_0001.mrc.gz")
+    'mic_0001'
+    """
+    stem = PurePosixPath(name.replace("\\", "/")).name
+    path = PurePosixPath(stem)
+    while path.suffix.lower() in _IMAGE_ENDINGS:
+        path = path.with_suffix("")
+    return path.name if path.name != stem else path.stem
+
+
+def item_name(label: str, relative: str) -> str:
+    """The identity of a file: the watched folder's label, the sub-folders, the stem; safe in every part."""
+    path = PurePosixPath(relative)
+    folders = [safe_part(part) for part in path.parent.parts if part not in (".", "/")]
+    return "/".join([label, *folders, safe_part(stem_of(path.name))])
+
+
+def match_key(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> str:
+    """What two names must share to belong together: the stem, without the known suffixes.
+
+    Examples
+    --------
+    >>> match_key("Ucsf_stack_1142_DW_autopick.star"), match_key("Ucsf_stack_1142_DW.mrc")
+    ('Ucsf_stack_1142', 'Ucsf_stack_1142')
+    """
+    key = stem_of(name)
+    endings = tuple(suffixes)
+    while True:
+        shorter = next((key[: -len(end)] for end in endings if key.endswith(end) and len(key) > len(end)), None)
+        if shorter is None:
+            return key
+        key = shorter
+
+
+def best_match(name: str, candidates: Sequence[str]) -> tuple[int | None, list[int]]:
+    """Choose, among names with one match key, the one that a name means.
+
+    Parameters
+    ----------
+    name
+        What is looked for: a path, or a bare name.
+    candidates
+        Paths that share its match key.
+
+    Returns
+    -------
+    chosen
+        Index of the only one that fits best, None when there is none or when several fit equally well.
+    tied
+        The indices that fit equally well, when there are several.
+
+    Notes
+    -----
+    The order of preference: the longer common beginning of the stems (``x_DW_autopick`` means ``x_DW`` before ``x``),
+    then the more folders that agree, from the file upwards.
+    """
+    if not candidates:
+        return None, []
+    wanted = PurePosixPath(name.replace("\\", "/"))
+
+    def fit(candidate: str) -> tuple[int, int]:
+        path = PurePosixPath(candidate)
+        shared = len(os.path.commonprefix([stem_of(wanted.name), stem_of(path.name)]))
+        folders = 0
+        for ours, theirs in zip(reversed(wanted.parent.parts), reversed(path.parent.parts), strict=False):
+            if ours != theirs:
+                break
+            folders += 1
+        return shared, folders
+
+    scores = [fit(candidate) for candidate in candidates]
+    best = max(scores)
+    tied = [index for index, score in enumerate(scores) if score == best]
+    return (tied[0], []) if len(tied) == 1 else (None, tied)

@@ -1,0 +1,305 @@
+"""The plan: which operations run, in which order, with which parameters; and running it on one item.
+
+No threads, no clock, no files: what is needed of those comes in as arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from streamprep.arrays import Backend, to_host
+from streamprep.config import Config, explain, nearest
+from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
+from streamprep.model import (
+    ConfigError,
+    Context,
+    Coordinates,
+    Item,
+    Kind,
+    Label,
+    Map,
+    Micrograph,
+    Particles,
+    StreamprepError,
+)
+from streamprep.plugin_manager import LoadedOperation, Plugins
+
+Timer = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One active operation."""
+
+    table: str
+    order: int
+    params: Params
+    operation: LoadedOperation
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+        return self.operation.info.name
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides its results, for the plan's hash."""
+        return {
+            "table": self.table,
+            "operation": self.name,
+            "order": self.order,
+            "distribution": self.operation.distribution,
+            "version": self.operation.version,
+            "parameters": self.params.model_dump(mode="json"),
+        }
+
+    def __call__(self, context: Context, **data: Any) -> Any:
+        """Run the operation with the arguments that it declares."""
+        given = {**data, "params": self.params, "ctx": replace(context, operation=self.name)}
+        return self.operation.function(**{name: given[name] for name in self.operation.argnames})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The active operations of every lane, sorted."""
+
+    steps: tuple[Step, ...]
+    settings: Mapping[str, Any]
+    """What else decides results: optics, seed."""
+
+    def lane(self, table: str) -> Iterator[Step]:
+        """The steps of one table, in the order they run."""
+        return (step for step in self.steps if step.table == table)
+
+    @property
+    def extract(self) -> Step | None:
+        """The step that cuts boxes, where there is one."""
+        return next(self.lane("extract"), None)
+
+    @property
+    def companions(self) -> dict[Kind, set[str | None]]:
+        """Kinds of files that a micrograph waits for beside its coordinates, with their path patterns."""
+        found: dict[Kind, set[str | None]] = {}
+        for step in self.steps:
+            for kind, pattern in step.params.companions().items():
+                found.setdefault(kind, set()).add(pattern)
+        return found
+
+    @property
+    def hash(self) -> str:
+        """Changes whenever a result could: operations, orders, versions, parameters, optics, seed."""
+        described = {"steps": [step.describe() for step in self.steps], "settings": self.settings}
+        text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class OperationError(StreamprepError):
+    """An operation raised, or returned what it must not. Names it, so that failures can be counted per operation."""
+
+    def __init__(self, operation: str, message: str) -> None:
+        super().__init__(f"{operation}: {message}")
+        self.operation = operation
+
+
+def resolve(config: Config, plugins: Plugins) -> Plan:
+    """Find the operations that a configuration names, check their parameters, sort them.
+
+    Raises
+    ------
+    ConfigError
+        An operation is unknown (the nearest is named, and broken plugins with their traceback), offered by two
+        plugins, or its parameters are not valid.
+    """
+    steps: list[Step] = []
+    for table in OPERATION_HOOKS:
+        tables = getattr(config, table)
+        if table == "extract":
+            tables = {} if config.extract is None else {"extract": config.extract}
+        for name, values in tables.items():
+            where = "[extract]" if table == "extract" else f"[{table}.{name}]"
+            steps.append(make_step(table, name, values, plugins, f"{config.file}: {where}"))
+    steps = sort_steps(steps)
+    settings = {
+        "optics": config.optics.model_dump(mode="json"),
+        "seed": config.session.seed,
+        "ctf": config.ctf is not None,
+        "image_paths": config.session.image_paths,
+    }
+    plan = Plan(tuple(steps), settings)
+    box = plan.extract.params.model_dump().get("box_size_px") if plan.extract else None
+    out = (plan.extract.params.model_dump().get("output_size_px") if plan.extract else None) or box
+    pixel = config.optics.pixel_size_angstrom
+    for step in plan.steps:
+        size = out if step.table == "particles" else None
+        scale = box / out if step.table == "particles" and box and out else 1.0
+        check_params(step, size_px=size, pixel_size_angstrom=pixel * scale if pixel else None, where=str(config.file))
+    return plan
+
+
+def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins, where: str) -> Step:
+    """One operation with its parameters, checked by its own model."""
+    hook = OPERATION_HOOKS[table]
+    found = plugins.named(hook, name)
+    if len(found) > 1:
+        providers = " and ".join(f"{made.distribution} (plugin {made.plugin})" for made in found)
+        raise ConfigError(f"{where} is offered by {providers}; block one of them with [plugins] block = [\"…\"]")
+    if not found:
+        message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
+        for broken in plugins.broken:
+            message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+        elsewhere = [lane for lane, other in OPERATION_HOOKS.items() if other != hook and plugins.named(other, name)]
+        if elsewhere:
+            message += f"\n{name} works on {' and '.join(elsewhere)}"
+        raise ConfigError(message)
+    own = dict(values)
+    order = own.pop("order", found[0].info.order)
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise ConfigError(f"{where} order = {order!r}: input should be a whole number")
+    model = found[0].info.params
+    try:
+        params = model.model_validate(own)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, where, model))) from error
+    return Step(table, order, params, found[0])
+
+
+def sort_steps(steps: list[Step]) -> list[Step]:
+    """By lane, then by order, then by name."""
+    lanes = list(OPERATION_HOOKS)
+    return sorted(steps, key=lambda step: (lanes.index(step.table), step.order, step.name))
+
+
+def check_params(step: Step, *, size_px: int | None, pixel_size_angstrom: float | None, where: str) -> None:
+    """Raise ConfigError where parameters do not fit the images' size or pixel size."""
+    try:
+        step.params.check(size_px=size_px, pixel_size_angstrom=pixel_size_angstrom)
+    except ValueError as error:
+        table = step.table if step.table == "extract" else f"{step.table}.{step.name}"
+        raise ConfigError(f"{where}: [{table}] {error}") from error
+
+
+def _no_timer(name: str) -> AbstractContextManager[None]:  # noqa: ARG001
+    return nullcontext()
+
+
+def _run(step: Step, context: Context, expected: type, timer: Timer, **data: Any) -> Any:
+    with timer(step.name):
+        made = step(context, **data)
+    if made is not None and not isinstance(made, expected):
+        raise OperationError(step.name, f"returned {type(made).__name__}, not {expected.__name__} or None")
+    return made
+
+
+def run_micrograph(
+    plan: Plan,
+    micrograph: Micrograph,
+    coordinates: Coordinates,
+    context: Context,
+    *,
+    generation: int = 1,
+    backend: Backend | None = None,
+    timer: Timer = _no_timer,
+) -> ItemResult:
+    """Run the micrograph lane on one micrograph.
+
+    Parameters
+    ----------
+    plan
+        What to run.
+    micrograph
+        Pixels on the host; they are moved to the backend once.
+    coordinates
+        The particles' centres.
+    context
+        The item, the seed, its companions. Operation and label are filled in for each step.
+    generation
+        Counts the versions of this item; names the outputs.
+    backend
+        Where to compute.
+    timer
+        Makes a context manager around each operation, for measuring.
+
+    Returns
+    -------
+    ItemResult
+        Particles and coordinates per label, pixels on the host.
+
+    Raises
+    ------
+    Reject
+        An operation drops the item.
+    OperationError
+        An operation returns something of a wrong type or shape.
+    """
+    if backend is not None:
+        micrograph = replace(micrograph, pixels=backend.to_device(micrograph.pixels))
+    for step in plan.lane("micrographs"):
+        micrograph = _run(step, context, Micrograph, timer, micrograph=micrograph) or micrograph
+
+    sets: dict[Label, Coordinates] = {"particle": coordinates}
+    for step in plan.lane("coordinates"):
+        made = _run(step, context, Coordinates, timer, coordinates=sets["particle"], micrograph=micrograph)
+        if made is not None:
+            sets[made.label] = made
+
+    particles: dict[Label, Particles] = {}
+    if plan.extract is not None:
+        for label, found in sets.items():
+            there = replace(context, label=label)
+            boxes = _run(plan.extract, there, Particles, timer, micrograph=micrograph, coordinates=found)
+            if boxes is None:
+                raise OperationError(plan.extract.name, "returned None, not Particles")
+            if boxes.coordinates is not None:
+                sets[label] = boxes.coordinates
+            boxes = run_particles(plan, boxes, there, timer=timer)
+            particles[label] = boxes.with_pixels(to_host(boxes.pixels))
+    return ItemResult(context.item, generation, micrograph, sets, particles)
+
+
+def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer) -> Particles:
+    """Run the particle operations on a stack, on the backend that its pixels are on."""
+    for step in plan.lane("particles"):
+        if not len(particles):
+            break
+        size = int(particles.pixels.shape[-1])
+        pixel = particles.optics.pixel_size_angstrom
+        check_params(step, size_px=size, pixel_size_angstrom=pixel, where=context.item.name)
+        made: Particles | None = _run(step, context, Particles, timer, particles=particles)
+        if made is None:
+            continue
+        rows = len(made.coordinates) if made.coordinates is not None else len(made)
+        if len(made.pixels.shape) != 3 or len(made) != rows:
+            raise OperationError(
+                step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles"
+            )
+        particles = made
+    return particles
+
+
+def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_timer) -> Map:
+    """Run the map operations on one map, on the backend that its pixels are on."""
+    for step in plan.lane("maps"):
+        size = int(volume.pixels.shape[-1])
+        check_params(step, size_px=size, pixel_size_angstrom=volume.pixel_size_angstrom, where=context.item.name)
+        made: Map | None = _run(step, context, Map, timer, map=volume)
+        if made is None:
+            continue
+        if len(made.pixels.shape) != 3:
+            raise OperationError(step.name, f"returned a map of shape {tuple(made.pixels.shape)}")
+        volume = made
+    return volume
+
+
+def context_for(plan: Plan, item: Item, **further: Any) -> Context:
+    """The context that every step of an item's lane shares."""
+    known: dict[str, Any] = {}
+    if plan.extract is not None:
+        params = plan.extract.params.model_dump()
+        known = {"box_size_px": params.get("box_size_px"), "edge": params.get("edge", "skip")}
+    return Context(item=item, operation="", seed=int(plan.settings.get("seed", 0)), **known, **further)

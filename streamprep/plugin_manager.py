@@ -1,0 +1,174 @@
+"""Loading plugins: built-in and installed ones alike, each in isolation."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from streamprep import hookspecs
+from streamprep.hookspecs import OPERATION_HOOKS, PROJECT, OperationInfo
+
+ENTRY_POINT_GROUP = "streamprep"
+LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
+
+BUILTIN_OPERATIONS = (
+    "streamprep.plugins.pick_noise",
+    "streamprep.plugins.extract",
+    "streamprep.plugins.normalize",
+    "streamprep.plugins.invert",
+)
+BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")
+BUILTIN_FORMATS = ("streamprep.formats",)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedOperation:
+    """One operation, and who provides it."""
+
+    info: OperationInfo
+    function: Callable[..., Any]
+    argnames: tuple[str, ...]
+    plugin: str
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPlugin:
+    """One plugin, loaded or not."""
+
+    name: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    error: str | None = None
+    """The traceback of a plugin that could not be loaded."""
+    blocked: bool = False
+
+
+@dataclass
+class Plugins:
+    """Every plugin of this process."""
+
+    manager: pluggy.PluginManager
+    plugins: list[LoadedPlugin] = field(default_factory=list)
+    operations: list[LoadedOperation] = field(default_factory=list)
+
+    @property
+    def hook(self) -> Any:
+        """The hooks to call."""
+        return self.manager.hook
+
+    def named(self, hook: str, name: str) -> list[LoadedOperation]:
+        """The operations of that name at a hook: one, none, or several that collide."""
+        return [made for made in self.operations if made.info.hook == hook and made.info.name == name]
+
+    def names(self, hook: str) -> list[str]:
+        """Names of all the operations at a hook."""
+        return sorted({made.info.name for made in self.operations if made.info.hook == hook})
+
+    @property
+    def broken(self) -> list[LoadedPlugin]:
+        """Plugins that could not be loaded."""
+        return [plugin for plugin in self.plugins if plugin.error is not None]
+
+
+def load_plugins(
+    *,
+    block: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    extra: Iterable[str] = (),
+    sinks: bool = True,
+) -> Plugins:
+    """Load the built-in plugins and the installed ones of entry point group ``streamprep``.
+
+    Parameters
+    ----------
+    block
+        Names of plugins to leave out.
+    environ
+        Where ``STREAMPREP_LOAD_PLUGINS`` is looked up: a comma-separated list of the only entry points to load;
+        empty for none. Built-in plugins are always loaded.
+    extra
+        Dotted names of further modules, such as the console.
+    sinks
+        False leaves the sinks out, for work without a session.
+
+    Notes
+    -----
+    A plugin that raises on import, or whose hooks do not fit, is kept in `Plugins.broken` with its traceback; the
+    others are loaded all the same.
+    """
+    environ = os.environ if environ is None else environ
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    found = Plugins(manager)
+    blocked = set(block)
+    own = (metadata.version(PROJECT), PROJECT)
+    for dotted in (*BUILTIN_FORMATS, *(BUILTIN_SINKS if sinks else ()), *BUILTIN_OPERATIONS, *extra):
+        name = dotted.rpartition(".")[2]
+        _add(found, name, own[1], own[0], blocked, lambda dotted=dotted: importlib.import_module(dotted))  # type: ignore[misc]
+
+    only = environ.get(LOAD_VARIABLE)
+    wanted = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
+    points = sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value))
+    for point in points:
+        if wanted is not None and point.name not in wanted:
+            continue
+        distribution = point.dist.name if point.dist is not None else "unknown"
+        version = point.dist.version if point.dist is not None else "0"
+        _add(found, point.name, distribution, version, blocked, point.load)
+    return found
+
+
+def _add(
+    found: Plugins, name: str, distribution: str, version: str, blocked: set[str], load: Callable[[], object]
+) -> None:
+    if name in blocked:
+        found.plugins.append(LoadedPlugin(name, distribution, version, blocked=True))
+        return
+    manager = found.manager
+    plugin: object | None = None
+    try:
+        if manager.has_plugin(name):
+            other = next(plugin for plugin in found.plugins if plugin.name == name)
+            raise ValueError(f"plugin name {name!r} is already taken by distribution {other.distribution}")
+        plugin = load()
+        manager.register(plugin, name=name)
+        manager.check_pending()
+        operations = _operations_of(manager, name, distribution, version)
+    except (Exception, SystemExit):
+        if plugin is not None and manager.is_registered(plugin):
+            manager.unregister(plugin)
+        found.plugins.append(LoadedPlugin(name, distribution, version, error=traceback.format_exc()))
+        return
+    hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or ()))
+    names = tuple(sorted({made.info.name for made in operations}))
+    found.plugins.append(LoadedPlugin(name, distribution, version, hooks, names))
+    found.operations += operations
+
+
+def _operations_of(
+    manager: pluggy.PluginManager, plugin: str, distribution: str, version: str
+) -> list[LoadedOperation]:
+    operations = []
+    for hook in OPERATION_HOOKS.values():
+        for impl in getattr(manager.hook, hook).get_hookimpls():
+            if impl.plugin_name != plugin:
+                continue
+            info = getattr(impl.function, "streamprep_operation", None)
+            if not isinstance(info, OperationInfo):
+                raise TypeError(
+                    f"{impl.function.__name__} implements {hook} with hookimpl; operations need @operation({hook!r}, "
+                    "order=…), which gives them a name, an order and parameters"
+                )
+            operations.append(LoadedOperation(info, impl.function, impl.argnames, plugin, distribution, version))
+    return operations

@@ -1,0 +1,1 @@
+"""The built-in operations, one per file, written and loaded as a third party's would be."""

@@ -1,0 +1,172 @@
+"""Durable files: the only place with fsync, rename and truncate.
+
+The order is always the same: bytes, then fsync, then the name, then fsync of the folder. An fsync that fails is never
+called again on the same file: the kernel may have dropped the bytes and report success the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_COPY_BYTES = 1 << 20
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's bytes durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each durably named in its parent."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        fsync_folder(folder.parent)
+
+
+def crc32_of(path: Path) -> int:
+    """CRC-32 of a whole file."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_COPY_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def place(staged: Path, final: Path) -> None:
+    """Give a durable staged file its final name, durably. Nothing is ever replaced: the name must be free.
+
+    Raises
+    ------
+    FileExistsError
+        There is a file of that name.
+    """
+    make_folder(final.parent)
+    if final.exists():
+        raise FileExistsError(f"{final}: there is a file of this name that the ledger does not know")
+    staged.rename(final)
+    fsync_folder(final.parent)
+
+
+def append(path: Path, at: int, data: bytes) -> None:
+    """Write at the committed length of a log and make it durable; what stood behind that length is dropped.
+
+    Raises
+    ------
+    OSError
+        The disk is full or failed. The tail is cut off again as far as that is possible.
+    """
+    fresh = not path.exists()
+    if fresh:
+        make_folder(path.parent)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        if os.fstat(descriptor).st_size != at:
+            os.ftruncate(descriptor, at)
+        view, position = memoryview(data), at
+        while view:
+            written = os.pwrite(descriptor, view, position)
+            view, position = view[written:], position + written
+        os.fdatasync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, at)
+        raise
+    finally:
+        os.close(descriptor)
+    if fresh:
+        fsync_folder(path.parent)
+
+
+def truncate(path: Path, length: int) -> None:
+    """Cut a log back to its committed length."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.ftruncate(descriptor, length)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+    """Replace a file by new content; a reader sees the old or the new one, whole.
+
+    ``durable = False`` leaves the fsyncs out, for files that are made anew at the next start anyway.
+    """
+    if durable:
+        make_folder(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    if durable:
+        fsync_folder(path.parent)
+
+
+def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of (start, length) ranges of a file, in pieces; neighbouring ranges are read as one."""
+    merged: list[tuple[int, int]] = []
+    for start, length in ranges:
+        if not length:
+            continue
+        if merged and merged[-1][0] + merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((start, length))
+    if not merged:
+        return
+    with path.open("rb") as file:
+        for start, length in merged:
+            file.seek(start)
+            while length > 0:
+                chunk = file.read(min(_COPY_BYTES, length))
+                if not chunk:
+                    raise OSError(f"{path}: shorter than the ledger says")
+                length -= len(chunk)
+                yield chunk
+
+
+def move_aside(path: Path, folder: Path) -> Path:
+    """Move a file into a folder of orphans, under a name that is free there."""
+    make_folder(folder)
+    target, number = folder / path.name, 1
+    while target.exists():
+        target, number = folder / f"{path.stem}.{number}{path.suffix}", number + 1
+    path.rename(target)
+    fsync_folder(folder)
+    fsync_folder(path.parent)
+    return target
+
+
+def clear_folder(path: Path) -> None:
+    """Empty a folder of temporary files."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True, exist_ok=True)

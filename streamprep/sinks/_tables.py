@@ -1,0 +1,89 @@
+"""Growing STAR tables, as the particle and the coordinate sink publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamprep.formats import star
+from streamprep.hookspecs import StagedRows, Table
+from streamprep.model import Coordinates
+
+LEADING = (
+    "rlnImageName",
+    "rlnMicrographName",
+    "rlnCoordinateX",
+    "rlnCoordinateY",
+    "rlnOpticsGroup",
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnPhaseShift",
+    "rlnOriginXAngst",
+    "rlnOriginYAngst",
+    "rlnAnglePsi",
+    "rlnAutopickFigureOfMerit",
+)
+"""Columns that come first, in this order; further ones follow by name."""
+
+OPTICS_COLUMNS = (
+    "rlnOpticsGroupName",
+    "rlnOpticsGroup",
+    "rlnMicrographOriginalPixelSize",
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+    "rlnImagePixelSize",
+    "rlnImageSize",
+    "rlnImageDimensionality",
+    "rlnCtfDataArePhaseFlipped",
+)
+
+
+class StarTable(Table):
+    """A growing table in RELION 3.1's form: ``data_optics`` where there are optics groups, then ``data_particles``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """RELION's own columns first, the others by name."""
+        known = [name for name in LEADING if name in names]
+        return known + sorted(set(names) - set(known))
+
+    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]]) -> bytes:
+        """Everything before the first row."""
+        text = "# version 30001\n"
+        if optics:
+            numbered = [
+                {**group, "rlnOpticsGroup": number, "rlnOpticsGroupName": f"opticsGroup{number}"}
+                for number, group in enumerate(optics, start=1)
+            ]
+            names = [name for name in OPTICS_COLUMNS if name in numbered[0]]
+            text += star.table_text("optics", {name: [group[name] for group in numbered] for name in names})
+            text += "\n\n# version 30001\n"
+        return (text + star.loop_head("particles", columns)).encode()
+
+    def render(self, columns: Sequence[str], rows: StagedRows, optics_group: int | None) -> bytes:
+        """One line per row."""
+        given = dict(rows.columns)
+        if optics_group is not None:
+            given["rlnOpticsGroup"] = [optics_group] * rows.count
+        return star.rows_text([given[name] for name in columns]).encode()
+
+    def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
+        """Rows with other columns: those that a row does not have are 0, as RELION takes them; text is None."""
+        lines = []
+        for line in block.decode().splitlines():
+            values = dict(zip(have, star.split_row(line), strict=True))
+            lines.append(" ".join(values.get(name, "None" if name.endswith("Name") else "0") for name in want) + "\n")
+        return "".join(lines).encode()
+
+
+def coordinate_columns(coordinates: Coordinates, micrograph: str) -> dict[str, Sequence[Any]]:
+    """The columns of coordinates: what their file had, then micrograph and position."""
+    columns: dict[str, Sequence[Any]] = {name: values.tolist() for name, values in coordinates.columns.items()}
+    columns["rlnMicrographName"] = [micrograph] * len(coordinates)
+    columns["rlnCoordinateX"] = coordinates.xy_px[:, 0].tolist()
+    columns["rlnCoordinateY"] = coordinates.xy_px[:, 1].tolist()
+    return columns

@@ -1,0 +1,96 @@
+"""The particle sink: one immutable stack per micrograph, and growing RELION 3.1 tables that name the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamprep.config import Config
+from streamprep.formats import mrc
+from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, StagedRows, Table, hookimpl
+from streamprep.model import Label, Particles, StreamprepError
+from streamprep.sinks import _files
+from streamprep.sinks._tables import StarTable, coordinate_columns
+
+FOLDERS: Mapping[Label, str] = {"particle": "particles", "noise": "noise"}
+
+class ParticleSink(Sink):
+    """Stages each set of particles of a micrograph as one MRC stack, with the rows that name its images."""
+
+    name = "particles"
+    folders = tuple(FOLDERS.values())
+
+    def __init__(self, config: Config) -> None:
+        self.tables: Sequence[Table] = [StarTable(f"{folder}.star") for folder in FOLDERS.values()]
+        output = config.resolve(config.session.output)
+        if config.session.image_paths == "absolute":
+            self._prefix = f"{output}/"
+        elif config.session.image_paths == "session":
+            self._prefix = f"{Path(config.session.output).as_posix().rstrip('/')}/"
+        else:
+            self._prefix = ""
+
+    def stage(self, result: ItemResult, folder: Path) -> Staged:
+        """Write the stacks, durably, and describe them."""
+        files, rows = [], []
+        for label, particles in result.particles.items():
+            if not len(particles):
+                continue
+            version = "" if result.generation == 1 else f"_g{result.generation}"
+            final = f"{FOLDERS[label]}/{result.item.name}{version}.mrcs"
+            staged = f"{FOLDERS[label]}.mrcs"
+            self._write(folder / staged, particles)
+            size = (folder / staged).stat().st_size
+            files.append(StagedFile(staged, final, size, _files.crc32_of(folder / staged)))
+            rows.append(self._rows(label, particles, result, final))
+        return Staged(tuple(files), tuple(rows))
+
+    def _write(self, path: Path, particles: Particles) -> None:
+        pixels = np.asarray(particles.pixels, dtype=np.float32)
+        bad = int(len(pixels) - np.isfinite(pixels.sum(axis=(1, 2), dtype=np.float64)).sum())
+        if bad:
+            raise StreamprepError(
+                f"{bad} of {len(pixels)} {particles.label} images hold values that are not finite after the operations"
+            )
+        mrc.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
+        _files.fsync_file(path)
+
+    def _rows(self, label: Label, particles: Particles, result: ItemResult, final: str) -> StagedRows:
+        count = len(particles)
+        columns: dict[str, Sequence[Any]] = {}
+        if particles.coordinates is not None and result.micrograph is not None:
+            columns |= coordinate_columns(particles.coordinates, result.micrograph.name)
+        columns |= {name: values.tolist() for name, values in particles.columns.items()}
+        columns["rlnImageName"] = [f"{index:06d}@{self._prefix}{final}" for index in range(1, count + 1)]
+        optics: dict[str, Any] = {
+            "rlnImagePixelSize": particles.optics.pixel_size_angstrom,
+            "rlnImageSize": int(particles.pixels.shape[-1]),
+            "rlnImageDimensionality": 2,
+            "rlnVoltage": particles.optics.voltage_kv,
+            "rlnSphericalAberration": particles.optics.spherical_aberration_mm,
+            "rlnAmplitudeContrast": particles.optics.amplitude_contrast,
+            "rlnCtfDataArePhaseFlipped": int(particles.phase_flipped),
+        }
+        if result.micrograph is not None:
+            optics["rlnMicrographOriginalPixelSize"] = result.micrograph.optics.pixel_size_angstrom
+        if particles.ctf is not None:
+            columns["rlnDefocusU"] = [ctf.defocus_u_angstrom for ctf in particles.ctf]
+            columns["rlnDefocusV"] = [ctf.defocus_v_angstrom for ctf in particles.ctf]
+            columns["rlnDefocusAngle"] = [ctf.defocus_angle_deg for ctf in particles.ctf]
+            if any(ctf.phase_shift_deg for ctf in particles.ctf):
+                columns["rlnPhaseShift"] = [ctf.phase_shift_deg for ctf in particles.ctf]
+            first = particles.ctf[0]
+            optics["rlnVoltage"] = first.voltage_kv
+            optics["rlnSphericalAberration"] = first.spherical_aberration_mm
+            optics["rlnAmplitudeContrast"] = first.amplitude_contrast
+        columns["rlnOpticsGroup"] = [0] * count
+        return StagedRows(f"{FOLDERS[label]}.star", columns, count, optics)
+
+
+@hookimpl
+def make_sinks(config: Config) -> Sequence[Sink]:
+    """One particle sink where boxes are extracted."""
+    return [ParticleSink(config)] if config.extract is not None else []

@@ -1,0 +1,422 @@
+"""Yields paths that are settled and complete. Events are hints; scans are the truth.
+
+`Watcher.poll` does a bounded piece of work and returns; the clock and ``stat`` come in from outside, and everything
+but the observer of file system events runs in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+import os
+import queue
+import stat as stat_module
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from streamprep.model import Identity, InputError, Kind
+
+log = logging.getLogger(__name__)
+
+REMOTE_FILE_SYSTEMS = (
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "fuse",
+)  # fmt: skip
+"""Writes from other machines make no event on these."""
+
+TEMPORARY_ENDINGS = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", ".lock", "~")
+TEMPORARY_FOLDERS = (".~tmp~",)
+
+Missing = Callable[[Path, int, bytes], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder to watch, with everything below it, or what a pattern allows."""
+
+    root: Path
+    label: str
+    pattern: str | None = None
+    """Relative to the root; None for everything. The walk goes no deeper than the pattern."""
+    kind: Kind | None = None
+    """What its files are, where that is known beforehand."""
+
+    def wants(self, relative: str) -> bool:
+        """Whether a path below the root is one of this source's files."""
+        if self.pattern is None:
+            return True
+        return relative.count("/") == self.depth and fnmatch.fnmatchcase(relative, self.pattern)
+
+    @property
+    def depth(self) -> int | None:
+        """How many folders deep its files can be; None for any."""
+        return None if self.pattern is None else self.pattern.count("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A settled file: whole, or certain not to become whole by itself."""
+
+    source: Source
+    relative: str
+    """Path below the source's root."""
+    identity: Identity
+    head: bytes
+    problem: str | None = None
+    """Why it cannot be used: truncated and no longer growing, a forged header, no permission."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.source.root / self.relative
+
+
+@dataclass(slots=True)
+class _Candidate:
+    identity: Identity
+    since: float
+    incomplete: str | None = None
+
+
+def is_temporary(relative: str) -> bool:
+    """Whether a name is one that programs give to files they have not finished.
+
+    Hidden files, the names of rsync, browsers, WinSCP, NFS and Syncthing, and editors' backups.
+
+    Examples
+    --------
+    >>> [is_temporary(name) for name in ("a/.mic.mrc.Xy12ab", "mic.mrc.part", ".~tmp~/mic.mrc", "mic.mrc")]
+    [True, True, True, False]
+    """
+    *folders, name = relative.split("/")
+    if any(folder in TEMPORARY_FOLDERS or folder.startswith(".") for folder in folders):
+        return True
+    return name.startswith(".") or name.lower().endswith(TEMPORARY_ENDINGS)
+
+
+def identity_of(found: os.stat_result) -> Identity:
+    """The identity in a stat result."""
+    return Identity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def file_system_of(path: Path, mounts: str = "/proc/self/mountinfo") -> str:
+    """Type of the file system that a path is on, such as ``ext4`` or ``nfs4``; empty where it cannot be told."""
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        wanted = str(path.resolve())
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = wanted == point or wanted.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def is_remote(kind: str) -> bool:
+    """Whether a file system type gives no events for writes from elsewhere.
+
+    Examples
+    --------
+    >>> is_remote("nfs4"), is_remote("fuse.sshfs"), is_remote("ext4")
+    (True, True, False)
+    """
+    return kind in REMOTE_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+class _Hints(FileSystemEventHandler):
+    """Puts the paths of events into a queue. It must never raise: an exception here would end the observer."""
+
+    def __init__(self, hints: queue.SimpleQueue[str]) -> None:
+        self._hints = hints
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Note both ends of what happened; reading and closing without writing say nothing."""
+        if event.event_type in ("opened", "closed_no_write", "deleted"):
+            return
+        for path in (event.src_path, event.dest_path):
+            if path:
+                self._hints.put(os.fsdecode(path))
+
+
+@dataclass
+class Watcher:
+    """Watches sources and yields arrivals.
+
+    Parameters
+    ----------
+    sources
+        What to watch. Where two want the same file, the first gets it.
+    known
+        Whether a file with this identity was yielded before; asked of the ledger, so nothing is kept in memory here.
+    missing
+        What a file still lacks by its format's own rules; see `streamprep.formats.missing`.
+    settle_seconds
+        A file is stable when its identity has not changed for this long by our own monotonic clock. Copy tools set old
+        modification times, so those say nothing.
+    incomplete_seconds
+        A stable file that is incomplete for this long is yielded with a problem; if it changes later, again.
+    rescan_seconds, poll_seconds
+        Time between full scans where there are events, and where there are none.
+    events
+        False relies on scans alone.
+    """
+
+    sources: Sequence[Source]
+    known: Callable[[Source, str, Identity], bool]
+    missing: Missing
+    settle_seconds: float = 1.0
+    incomplete_seconds: float = 60.0
+    rescan_seconds: float = 30.0
+    poll_seconds: float = 5.0
+    events: bool = True
+    clock: Callable[[], float] = time.monotonic
+    stat: Callable[[Path], os.stat_result] = field(default=os.stat)
+    observer_factory: Callable[[], Any] = Observer
+    excluded: Sequence[Path] = ()
+    """Folders that are never entered: the session's own output."""
+
+    def __post_init__(self) -> None:
+        self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._candidates: dict[tuple[int, str], _Candidate] = {}
+        self._observer: Any = None
+        self._scan: Iterator[tuple[int, str]] | None = None
+        self._next_scan = -1.0
+        self._excluded = {str(path) for path in self.excluded}
+        self._troubles: dict[str, str] = {}
+        self.scans_completed = 0
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Begin to take events, then scan: nothing can slip in between."""
+        if not self.events:
+            return
+        roots = {source.root for source in self.sources}
+        remote = {root: kind for root in roots if is_remote(kind := file_system_of(root))}
+        for root, kind in remote.items():
+            self._trouble(f"events {root}", f"{root} is on {kind}, which gives no events: scanning it instead")
+        local = sorted(roots - set(remote))
+        if not local:
+            return
+        try:
+            self._observer = self.observer_factory()
+            for root in local:
+                deep = any(source.root == root and source.depth != 0 for source in self.sources)
+                self._observer.schedule(_Hints(self._hints), os.fspath(root), recursive=deep)
+            self._observer.start()
+        except OSError as error:
+            self._observer = None
+            hint = " (raise fs.inotify.max_user_watches)" if error.errno == errno.ENOSPC else ""
+            self._trouble("events", f"no file system events: {error}{hint}; scanning instead")
+
+    def stop(self) -> None:
+        """End the observer's threads."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join(timeout=5)
+            self._observer = None
+
+    @property
+    def troubles(self) -> list[str]:
+        """What makes it slower or blind to some files: shown to the user as a degraded state."""
+        return list(self._troubles.values())
+
+    @property
+    def settling(self) -> int:
+        """Files seen and not yet settled."""
+        return len(self._candidates)
+
+    def idle(self) -> bool:
+        """Whether a full scan is done and nothing but incomplete files is left to wait for."""
+        waiting = any(found.incomplete is None for found in self._candidates.values())
+        return self.scans_completed > 0 and self._scan is None and self._hints.empty() and not waiting
+
+    # --- work ---
+
+    def poll(self, *, most: int = 2000) -> list[Arrival]:
+        """Take hints, continue the scan by at most ``most`` entries, and yield what has settled."""
+        now = self.clock()
+        self._check_observer()
+        for _ in range(most):
+            try:
+                hint = self._hints.get_nowait()
+            except queue.Empty:
+                break
+            self._hint(hint, now)
+        if self._scan is None and now >= self._next_scan:
+            self._scan = self._walk_all()
+        if self._scan is not None:
+            for _ in range(most):
+                entry = next(self._scan, None)
+                if entry is None:
+                    self._scan = None
+                    self.scans_completed += 1
+                    self._next_scan = now + (self.rescan_seconds if self._has_events() else self.poll_seconds)
+                    break
+                self._consider(*entry, now)
+        return self._settled(now)
+
+    def give_up_on_incomplete(self) -> list[Arrival]:
+        """Yield, as problems, the files that are stable but incomplete, without waiting longer. For a last round."""
+        found = [key for key, candidate in self._candidates.items() if candidate.incomplete is not None]
+        return [arrival for key in found if (arrival := self._finish(key, self._candidates[key].incomplete))]
+
+    def rescan(self) -> None:
+        """Scan at the next poll."""
+        self._next_scan = -1.0
+
+    def _has_events(self) -> bool:
+        return self._observer is not None and not any(key.startswith("events") for key in self._troubles)
+
+    def _check_observer(self) -> None:
+        if self._observer is not None and not self._observer.is_alive():
+            self._observer = None
+            self._trouble("events", "the observer of file system events ended; scanning instead")
+            self.rescan()
+
+    def _trouble(self, key: str, message: str) -> None:
+        if key not in self._troubles:
+            log.warning("%s", message)
+        self._troubles[key] = message
+
+    def _hint(self, hint: str, now: float) -> None:
+        path = Path(hint)
+        for number, source in enumerate(self.sources):
+            try:
+                relative = path.relative_to(source.root).as_posix()
+            except ValueError:
+                continue
+            if self._is_excluded(hint):
+                return
+            if relative == "." or path.is_dir():
+                for entry in self._walk(number, source, "" if relative == "." else relative):
+                    self._consider(*entry, now)
+                return
+            if source.wants(relative):
+                self._consider(number, relative, now)
+                return
+
+    def _is_excluded(self, path: str) -> bool:
+        return any(path == folder or path.startswith(folder + "/") for folder in self._excluded)
+
+    def _walk_all(self) -> Iterator[tuple[int, str]]:
+        for number, source in enumerate(self.sources):
+            yield from self._walk(number, source, "")
+
+    def _walk(self, number: int, source: Source, below: str) -> Iterator[tuple[int, str]]:
+        """Every wanted file below a folder; each folder once, whatever links lead to it."""
+        seen: set[tuple[int, int]] = set()
+        stack = [below]
+        while stack:
+            folder = stack.pop()
+            try:
+                here = self.stat(source.root / folder)
+                if (here.st_dev, here.st_ino) in seen:
+                    continue
+                seen.add((here.st_dev, here.st_ino))
+                with os.scandir(source.root / folder) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                self._trouble(f"scan {source.root / folder}", f"{source.root / folder}: {error.strerror}; not scanned")
+                continue
+            self._troubles.pop(f"scan {source.root / folder}", None)
+            for entry in listed:
+                relative = f"{folder}/{entry.name}" if folder else entry.name
+                if is_temporary(relative) or self._is_excluded(entry.path):
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:
+                    continue
+                if is_folder:
+                    if source.depth is None or relative.count("/") < source.depth:
+                        stack.append(relative)
+                elif source.wants(relative):
+                    yield number, relative
+
+    def _consider(self, number: int, relative: str, now: float) -> None:
+        if is_temporary(relative):
+            return
+        source = self.sources[number]
+        first = next((other for other in self.sources[:number] if _claims(other, source.root / relative)), None)
+        if first is not None:
+            return
+        key = (number, relative)
+        try:
+            found = self.stat(source.root / relative)
+        except OSError:
+            self._candidates.pop(key, None)
+            return
+        if not stat_module.S_ISREG(found.st_mode):
+            self._candidates.pop(key, None)
+            return
+        identity = identity_of(found)
+        candidate = self._candidates.get(key)
+        if candidate is None:
+            if not self.known(source, relative, identity):
+                self._candidates[key] = _Candidate(identity, now)
+        elif candidate.identity != identity:
+            self._candidates[key] = _Candidate(identity, now)
+
+    def _settled(self, now: float) -> list[Arrival]:
+        arrivals = []
+        for key, candidate in list(self._candidates.items()):
+            if now - candidate.since < self.settle_seconds:
+                continue
+            number, relative = key
+            try:
+                identity = identity_of(self.stat(self.sources[number].root / relative))
+            except OSError:
+                del self._candidates[key]
+                continue
+            if identity != candidate.identity:
+                self._candidates[key] = _Candidate(identity, now)
+                continue
+            arrival = self._verdict(key, candidate, now)
+            if arrival is not None:
+                arrivals.append(arrival)
+        return arrivals
+
+    def _verdict(self, key: tuple[int, str], candidate: _Candidate, now: float) -> Arrival | None:
+        if candidate.incomplete is not None:  # looked at before, and unchanged since
+            if now - candidate.since < self.incomplete_seconds:
+                return None
+            return self._finish(key, candidate.incomplete)
+        path = self.sources[key[0]].root / key[1]
+        try:
+            with path.open("rb") as file:
+                head = file.read(4096)
+            lacking = self.missing(path, candidate.identity.size, head)
+        except InputError as error:
+            return self._finish(key, error.reason)
+        except OSError as error:
+            return self._finish(key, f"cannot be read: {error.strerror}")
+        if lacking is not None:
+            candidate.incomplete = lacking
+            if now - candidate.since >= self.incomplete_seconds:
+                return self._finish(key, lacking)
+            return None
+        return self._finish(key, None, head)
+
+    def _finish(self, key: tuple[int, str], problem: str | None, head: bytes = b"") -> Arrival | None:
+        candidate = self._candidates.pop(key)
+        return Arrival(self.sources[key[0]], key[1], candidate.identity, head, problem)
+
+
+def _claims(source: Source, path: Path) -> bool:
+    """Whether a source would take a file of this path."""
+    try:
+        relative = path.relative_to(source.root).as_posix()
+    except ValueError:
+        return False
+    return source.wants(relative)

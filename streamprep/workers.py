@@ -1,0 +1,383 @@
+"""Where jobs run: the job functions, and the local pool of worker processes that runs them.
+
+A job reads its item, runs the operations, and stages finished files; it never touches a set. Only descriptions travel
+between the processes, never pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pebble import ProcessExpired, ProcessPool
+
+from streamprep.arrays import Backend, choose_backend
+from streamprep.config import Config
+from streamprep.hookspecs import Staged
+from streamprep.ledger import EntryRow, JobInput
+from streamprep.model import (
+    Coordinates,
+    Ctf,
+    Entry,
+    Identity,
+    Image,
+    InputError,
+    Item,
+    Kind,
+    Micrograph,
+    Optics,
+    Reject,
+    StreamprepError,
+)
+from streamprep.pipeline import OperationError, Plan, context_for, resolve, run_micrograph
+from streamprep.plugin_manager import Plugins, load_plugins
+
+Verdict = Literal["done", "rejected", "bad-input", "failed", "changed", "gone"]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class TableJob:
+    """Read a table and say what it holds."""
+
+    file: int
+    path: Path
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class MicrographJob:
+    """Process one micrograph."""
+
+    job: int
+    item: Item
+    generation: int
+    micrograph_name: str
+    identity: Identity
+    inputs: tuple[tuple[JobInput, Path], ...]
+    folder: Path
+    """Where to stage; made by the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended."""
+
+    verdict: Verdict
+    reason: str | None = None
+    operation: str | None = None
+    trace: str | None = None
+    staged: tuple[Staged, ...] = ()
+    entries: tuple[EntryRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    timings: tuple[tuple[str, float], ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass
+class _Worker:
+    """What a worker process keeps between jobs."""
+
+    config: Config
+    plugins: Plugins
+    plan: Plan
+    sinks: Sequence[Any]
+    backend: Backend
+    tables: dict[tuple[Path, Identity], list[Entry]]
+
+
+_worker: _Worker | None = None
+
+
+def initialize(config: Config, die_with_parent: bool = True) -> None:
+    """Prepare this process for jobs: load the plugins, make the plan and the sinks.
+
+    With ``die_with_parent`` the process ends as soon as the daemon does, however that happened, so that a daemon that
+    is started again never meets workers of the one before.
+    """
+    global _worker  # noqa: PLW0603 - one worker per process
+    if die_with_parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    plugins = load_plugins(block=config.plugins.block)
+    sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+    backend = choose_backend(config.session.device)
+    _worker = _Worker(config, plugins, resolve(config, plugins), sinks, backend, {})
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)
+
+
+def run_job(job: TableJob | MicrographJob) -> Outcome:
+    """Run one job in this process. Never raises: what went wrong is in the outcome."""
+    if _worker is None:
+        raise RuntimeError("initialize() was not called in this process")
+    started = time.perf_counter()
+    timings: list[tuple[str, float]] = []
+    warnings: list[str] = []
+    running: list[str] = []
+
+    @contextlib.contextmanager
+    def timer(name: str) -> Iterator[None]:
+        running.append(name)
+        begun = time.perf_counter()
+        yield
+        timings.append((name, time.perf_counter() - begun))
+        running.pop()
+
+    try:
+        if isinstance(job, TableJob):
+            made = _read_table(_worker, job)
+        else:
+            made = _process(_worker, job, timer, warnings)
+    except Reject as reject:
+        made = Outcome("rejected", reject.reason, running[-1] if running else None)
+    except InputError as error:
+        made = Outcome("bad-input", str(error), running[-1] if running else None)
+    except FileNotFoundError as error:
+        own = job.path if isinstance(job, TableJob) else job.item.path
+        gone = error.filename is not None and Path(error.filename) == own
+        made = Outcome("gone" if gone else "failed", f"{error.filename}: {error.strerror}", trace=traceback.format_exc())
+    except Exception as error:
+        operation = error.operation if isinstance(error, OperationError) else (running[-1] if running else None)
+        said = str(error) if isinstance(error, StreamprepError) else f"{type(error).__name__}: {error}"
+        if operation is not None and not isinstance(error, OperationError):
+            said = f"{operation}: {said}"
+        made = Outcome("failed", said, operation, traceback.format_exc())
+    return replace(
+        made, warnings=tuple(warnings), timings=tuple(timings), seconds=time.perf_counter() - started
+    )
+
+
+def identity_at(path: Path) -> Identity:
+    """Identity of the file at a path now."""
+    found = path.stat()
+    return Identity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def _same(now: Identity, then: Identity) -> bool:
+    """Equal but for the change time, which `chmod` and links alter, too."""
+    return (now.size, now.mtime_ns, now.inode) == (then.size, then.mtime_ns, then.inode)
+
+
+def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[list[Entry], Identity]:
+    """What a table holds, read once for each version of the file."""
+    identity = identity_at(path)
+    if (path, identity) not in worker.tables:
+        entries = worker.plugins.hook.read_item(item=Item(kind, path.stem, path))
+        while len(worker.tables) >= 8:
+            del worker.tables[next(iter(worker.tables))]
+        worker.tables[path, identity] = entries
+    return worker.tables[path, identity], identity
+
+
+def _kind_of(entry: Entry) -> Kind:
+    return "coordinates" if isinstance(entry.data, Coordinates) else "ctf"
+
+
+def _read_table(worker: _Worker, job: TableJob) -> Outcome:
+    entries, before = _entries(worker, job.path, job.kind)
+    if identity_at(job.path) != before:
+        return Outcome("changed", "the file changed while it was read")
+    rows = {}
+    for entry in entries:
+        name = entry.micrograph or job.path.name
+        count = len(entry.data) if isinstance(entry.data, Coordinates) else 1
+        row = EntryRow(_kind_of(entry), name, entry.digest, count)
+        if rows.setdefault((row.kind, name), row) is not row and rows[row.kind, name].digest != row.digest:
+            raise InputError(job.path, f"speaks of micrograph {name} twice, with different {row.kind}")
+    return Outcome("done", entries=tuple(rows.values()))
+
+
+def _process(
+    worker: _Worker,
+    job: MicrographJob,
+    timer: Callable[[str], contextlib.AbstractContextManager[None]],
+    warnings: list[str],
+) -> Outcome:
+    if not _same(identity_at(job.item.path), job.identity):
+        return Outcome("changed", "the micrograph changed before it was read")
+    image = worker.plugins.hook.read_item(item=job.item)
+    if not _same(identity_at(job.item.path), job.identity):
+        return Outcome("changed", "the micrograph changed while it was read")
+    found: dict[Kind, Coordinates | Ctf] = {}
+    for wanted, path in job.inputs:
+        if wanted.kind == "mask":
+            continue
+        entries, _ = _entries(worker, path, wanted.kind)
+        match = (
+            entry.data
+            for entry in entries
+            if (entry.micrograph or path.name) == wanted.name and entry.digest == wanted.digest
+        )
+        data = next(match, None)
+        if data is None:
+            return Outcome("changed", f"{path} no longer says of {wanted.name} what it said")
+        found[wanted.kind] = data
+    coordinates, ctf = found.get("coordinates"), found.get("ctf")
+    if not isinstance(coordinates, Coordinates):
+        raise InputError(job.item.path, "no coordinates came with it")
+
+    def read_image(path: Path) -> np.ndarray[Any, Any]:
+        return np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
+
+    context = context_for(
+        worker.plan,
+        job.item,
+        companions={wanted.kind: path for wanted, path in job.inputs},
+        read_image=read_image,
+        warn=warnings.append,
+    )
+    micrograph = make_micrograph(worker.config, job, image, ctf if isinstance(ctf, Ctf) else None)
+    result = run_micrograph(
+        worker.plan,
+        micrograph,
+        coordinates,
+        context,
+        generation=job.generation,
+        backend=worker.backend,
+        timer=timer,
+    )
+    job.folder.mkdir(parents=True)
+    staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
+    return Outcome("done", staged=staged)
+
+
+def make_micrograph(config: Config, job: MicrographJob, image: Image, ctf: Ctf | None) -> Micrograph:
+    """A micrograph from what its file holds and what the configuration says of the microscope.
+
+    Raises
+    ------
+    InputError
+        It is not one 2D image, its pixel size is unknown, or it holds values that are not finite.
+    """
+    pixels = image.pixels
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
+        raise InputError(job.item.path, f"a micrograph is one 2D image, this holds {pixels.dtype} of {pixels.shape}")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels.sum(dtype=np.float64)):
+        bad = int(pixels.size - np.isfinite(pixels).sum())
+        if bad:
+            raise InputError(job.item.path, f"{bad} of {pixels.size} pixels are not finite (NaN or infinite)")
+    pixel_size = config.optics.pixel_size_angstrom or image.pixel_size_angstrom
+    if not pixel_size:
+        raise InputError(job.item.path, "its header has no pixel size; set [optics] pixel_size_angstrom")
+    optics = Optics(
+        pixel_size,
+        config.optics.voltage_kv,
+        config.optics.spherical_aberration_mm,
+        config.optics.amplitude_contrast,
+    )
+    return Micrograph(job.micrograph_name, pixels, optics, ctf)
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere."""
+
+    size: int
+    """How many run at a time."""
+
+    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+        """Start a job, or queue it."""
+
+    def stop(self, *, wait: bool) -> None:
+        """End the workers; with ``wait`` after the jobs that they have."""
+
+
+class InlineExecutor:
+    """Runs each job in this process, at once. For tests, and for debugging an operation with a debugger."""
+
+    size = 1
+
+    def __init__(self, config: Config) -> None:
+        initialize(config, die_with_parent=False)
+
+    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+        """Run a job."""
+        future: Future[Outcome] = Future()
+        future.set_result(run_job(job))
+        return future
+
+    def stop(self, *, wait: bool) -> None:
+        """Nothing to end."""
+
+
+class LocalExecutor:
+    """Worker processes on this machine. One that dies or hangs costs its own job only."""
+
+    def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
+        backend = choose_backend(config.session.device)
+        cores = len(os.sched_getaffinity(0))
+        self.size = config.session.workers or (1 if backend.name == "gpu" else cores)
+        self._config = config
+        self._timeout = config.session.job_timeout_seconds
+        threads = str(max(1, cores // self.size))
+        for variable in THREAD_VARIABLES:
+            if variable not in (environ or os.environ):
+                os.environ[variable] = threads  # inherited by the workers; the daemon itself computes nothing
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> Any:
+        return ProcessPool(
+            max_workers=self.size,
+            initializer=initialize,
+            initargs=(self._config,),
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+        """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
+        made: Future[Outcome] = Future()
+        try:
+            inner = self._pool.schedule(run_job, args=(job,), timeout=self._timeout)
+        except RuntimeError:  # the pool broke down: every worker died while idle
+            self._pool.stop()
+            self._pool = self._new_pool()
+            inner = self._pool.schedule(run_job, args=(job,), timeout=self._timeout)
+
+        def translate(done: Future[Outcome]) -> None:
+            try:
+                made.set_result(done.result())
+            except TimeoutError:
+                said = f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped"
+                made.set_result(Outcome("failed", said))
+            except ProcessExpired as error:
+                made.set_result(Outcome("failed", f"its worker process died ({_exit_text(error.exitcode)})"))
+            except BaseException as error:
+                made.set_result(Outcome("failed", f"{type(error).__name__}: {error}"))
+
+        inner.add_done_callback(translate)
+        return made
+
+    def stop(self, *, wait: bool) -> None:
+        """End the workers."""
+        if wait:
+            self._pool.close()
+        else:
+            self._pool.stop()
+        self._pool.join(timeout=10)
+
+
+def _exit_text(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
