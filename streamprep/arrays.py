@@ -48,7 +48,7 @@ class Backend:
 def to_host(array: Array) -> npt.NDArray[Any]:
     """Any backend's array as numpy; numpy's own is passed through."""
     if is_numpy_array(array):
-        return array  # type: ignore[no-any-return]
+        return array
     if is_cupy_array(array):
         return array.get()  # type: ignore[no-any-return]
     return np.asarray(array)

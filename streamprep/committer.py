@@ -132,8 +132,8 @@ class Committer:
                 lost.append(shard.path)
         if lost:
             raise LedgerError(
-                f"{self.output}: {len(lost)} committed stacks are missing or have another size, the first is {lost[0]}. "
-                "Restore them from a copy, or begin again with --new-set"
+                f"{self.output}: {len(lost)} committed stacks are missing or have another size, the first is {lost[0]}."
+                " Restore them from a copy, or begin again with --new-set"
             )
         for path in self._owned_files():
             if path.relative_to(self.output).as_posix() not in known:
@@ -164,7 +164,14 @@ class Committer:
     # --- commit ---
 
     def commit(
-        self, job: JobRow, staged: Sequence[Staged], folder: Path, *, warnings: Sequence[str], seconds: float, now: float
+        self,
+        job: JobRow,
+        staged: Sequence[Staged],
+        folder: Path,
+        *,
+        warnings: Sequence[str],
+        seconds: float,
+        now: float,
     ) -> None:
         """Commit what a worker staged for a job.
 
@@ -210,9 +217,7 @@ class Committer:
             raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
         _files.place(staged, final)
 
-    def _append(
-        self, rows: StagedRows, earlier: Sequence[Block], optics: dict[str, list[Mapping[str, Any]]]
-    ) -> Block:
+    def _append(self, rows: StagedRows, earlier: Sequence[Block], optics: dict[str, list[Mapping[str, Any]]]) -> Block:
         table = self._tables[rows.table]
         lengths = {len(values) for values in rows.columns.values()}
         if lengths != {rows.count}:

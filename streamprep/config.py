@@ -34,7 +34,9 @@ class Session(_Section):
     poll_seconds: float = Field(5.0, gt=0, description="The same, on file systems that give no events [s].")
     events: Literal["auto", "off"] = Field("auto", description="off: never rely on file system events, scan only.")
     incomplete_seconds: float = Field(
-        60.0, ge=0, description="A truncated file that does not grow for this long counts as failed, until it does [s]."
+        60.0,
+        ge=0,
+        description="A truncated file that does not grow for this long counts as failed, until it does [s].",
     )
     job_timeout_seconds: float = Field(600.0, gt=0, description="A job that takes longer is stopped and retried [s].")
     max_attempts: int = Field(3, ge=1, description="A job that fails this often is put aside as failed.")
@@ -44,7 +46,8 @@ class Session(_Section):
     publish_seconds: float = Field(2.0, ge=0, description="Renew the published tables at most this often [s].")
     reserve_mib: int = Field(512, ge=0, description="Pause when the output disk has less free space [MiB].")
     image_paths: Literal["output", "session", "absolute"] = Field(
-        "output", description="How tables name the stacks: relative to the output folder, to this file, or absolute."
+        "output",
+        description="How tables name the stacks: relative to the output folder, to this file, or absolute.",
     )
 
 
@@ -62,9 +65,7 @@ class OpticsSection(_Section):
 class CtfSection(_Section):
     """Where the CTF of the micrographs comes from. With this table, every micrograph waits for its CTF."""
 
-    table: str = Field(
-        ..., description="CTF table, or a pattern of tables (CtfFind/*.star), relative to this file."
-    )
+    table: str = Field(..., description="CTF table, or a pattern of tables (CtfFind/*.star), relative to this file.")
 
 
 class Matching(_Section):

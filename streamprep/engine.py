@@ -128,7 +128,7 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     sources = []
     for kind, pattern in patterns:
         for field_name in ("{stem}", "{name}"):
-            pattern = pattern.replace(field_name, "*")  # noqa: PLW2901
+            pattern = pattern.replace(field_name, "*")
         path = config.resolve(pattern)
         fixed = path.parent
         while any(mark in str(fixed) for mark in "*?["):
@@ -169,19 +169,13 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
                 f"{config.file}: [session] output = {config.session.output!r} contains the watched folder {folder}; "
                 "watched folders are never written to"
             )
-    number, last = 1, wanted
-    while True:
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
-        if not (folder / STATE_FOLDER).exists():
-            break
-        made_with = _plan_hash_of(folder)
-        if made_with in (None, plan.hash):
-            return folder, _lock(folder)
-        number, last = number + 1, folder
-    if number > 1 and not new_set:
+    folder, exists = find_output(config, plan)
+    if exists:
+        return folder, _lock(folder)
+    if folder != wanted and not new_set:
         raise ConfigError(
-            f"{last} holds results of another plan (operations, parameters, optics or versions differ). Give the former "
-            "configuration to continue it, or --new-set to process everything again into "
+            f"{wanted} holds results of another plan (operations, parameters, optics or versions differ). Give the "
+            "former configuration to continue it, or --new-set to process everything again into "
             f"{folder.name} beside it"
         )
     strangers = [name for name in ("particles.star", "noise.star", "particles", "noise") if (folder / name).exists()]
@@ -194,6 +188,19 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
     return folder, _lock(folder)
 
 
+def find_output(config: Config, plan: Plan) -> tuple[Path, bool]:
+    """The output folder that holds a plan's results, and True; or the first that is free, and False."""
+    wanted = config.resolve(config.session.output)
+    number = 1
+    while True:
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        if not (folder / STATE_FOLDER).exists():
+            return folder, False
+        if _plan_hash_of(folder) in (None, plan.hash):
+            return folder, True
+        number += 1
+
+
 def _plan_hash_of(folder: Path) -> str | None:
     try:
         return str(json.loads((folder / STATE_FOLDER / "plan.json").read_text())["hash"])
@@ -201,20 +208,25 @@ def _plan_hash_of(folder: Path) -> str | None:
         return None
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Take the folder's lock; the kernel gives it back when this process ends, however it ends."""
+def try_lock(folder: Path) -> IO[str] | None:
+    """Take the folder's lock, or None where another process has it; the kernel gives it back when this one ends."""
     file = (folder / STATE_FOLDER / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
+    except OSError:
         file.close()
-        raise ConfigError(f"{folder}: another streamprep is at work here (process {owner}); stop it first") from error
-    file.seek(0)
-    file.truncate()
+        return None
+    file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
+    return file
+
+
+def _lock(folder: Path) -> IO[str]:
+    file = try_lock(folder)
+    if file is None:
+        owner = (folder / STATE_FOLDER / "lock").read_text().strip() or "unknown"
+        raise ConfigError(f"{folder}: another streamprep is at work here (process {owner}); stop it first")
     return file
 
 
@@ -386,7 +398,10 @@ class Engine:
     def _loop(self) -> None:
         while True:
             if self._signals and self._mode != "draining":
-                self._mode, self._message = "draining", "finishing what the workers have; again to end at once"
+                self._mode, self._message = (
+                    "draining",
+                    "finishing what the workers have; again to end at once",
+                )
             if self._mode != "draining":
                 self._take_in(self.watcher.poll())
                 self._control()
@@ -449,9 +464,7 @@ class Engine:
         if kind is None:
             ending = arrival.path.suffix.lower()
             kind = "coordinates" if ending in formats.TABLE_ENDINGS else "micrograph"
-        file = self.ledger.notice(
-            arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem
-        )
+        file = self.ledger.notice(arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem)
         if file is None:
             return
         if problem is not None:
@@ -554,7 +567,12 @@ class Engine:
         if outcome.verdict == "done":
             try:
                 self.committer.commit(
-                    job, outcome.staged, running.folder, warnings=outcome.warnings, seconds=outcome.seconds, now=now
+                    job,
+                    outcome.staged,
+                    running.folder,
+                    warnings=outcome.warnings,
+                    seconds=outcome.seconds,
+                    now=now,
                 )
             except LedgerError as error:
                 self._job_failed(job, Outcome("failed", str(error)), now)
@@ -566,7 +584,12 @@ class Engine:
             self.watcher.rescan()
         elif outcome.verdict == "rejected":
             self.ledger.job_failed(
-                job.id, outcome.reason or "", final=True, now=now, state="rejected", operation=outcome.operation
+                job.id,
+                outcome.reason or "",
+                final=True,
+                now=now,
+                state="rejected",
+                operation=outcome.operation,
             )
             self._item_finished(job.item, "rejected", outcome.reason)
         else:
@@ -606,8 +629,8 @@ class Engine:
             if len(failing) >= self.config.session.stop_after_failures and self._mode != "stopped":
                 self._mode = "stopped"
                 self._message = (
-                    f"{outcome.operation} failed on {len(failing)} items in a row, the last with: {reason}. No new work "
-                    "is taken: correct the cause, then start again (failed items: streamprep retry)"
+                    f"{outcome.operation} failed on {len(failing)} items in a row, the last with: {reason}. No new "
+                    "work is taken: correct the cause, then start again (failed items: streamprep retry)"
                 )
                 self._tell(self._message)
 

@@ -67,9 +67,7 @@ class OperationInfo:
     params: type[Params]
 
 
-def operation(
-    hook: str, *, order: int, params: type[Params] = Params, name: str | None = None
-) -> Callable[[F], F]:
+def operation(hook: str, *, order: int, params: type[Params] = Params, name: str | None = None) -> Callable[[F], F]:
     """Make an operation of a function: an implementation of ``hook`` with a name, an order and typed parameters.
 
     Parameters
@@ -106,7 +104,7 @@ def operation(
 
 
 @hookspec(firstresult=True)
-def classify_path(path: Path, head: bytes) -> Kind | None:  # type: ignore[empty-body]
+def classify_path(path: Path, head: bytes) -> Kind | None:
     """Say what a settled, complete file is.
 
     When: once per arrival, before it enters the ledger. Receives: the path, and the first 4096 bytes. Returns: the
@@ -156,9 +154,7 @@ def process_coordinates(
 
 
 @hookspec
-def extract_particles(
-    micrograph: Micrograph, coordinates: Coordinates, params: Params, ctx: Context
-) -> Particles:  # type: ignore[empty-body]
+def extract_particles(micrograph: Micrograph, coordinates: Coordinates, params: Params, ctx: Context) -> Particles:  # type: ignore[empty-body]
     """Cut boxes around coordinates.
 
     When: once per set of coordinates (particle, noise). Returns: the boxes with the rows they belong to.

@@ -156,6 +156,8 @@ class Ledger:
         The SQLite file; made when it is missing.
     remote
         True on a network file system: a rollback journal instead of a write-ahead log.
+    suffixes
+        Endings that are ignored when a table's name is matched with a micrograph's.
     """
 
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
@@ -355,7 +357,8 @@ class Ledger:
         """Record that a table could not be read; True when it is now failed for good."""
         with self.transaction():
             self._db.execute(
-                "UPDATE files SET attempts = attempts + 1, reason = ?, gone = ? WHERE id = ?", (reason, gone, file)
+                "UPDATE files SET attempts = attempts + 1, reason = ?, gone = ? WHERE id = ?",
+                (reason, gone, file),
             )
             if final:
                 self._db.execute("UPDATE files SET state = ? WHERE id = ? AND state = 'ready'", (state, file))
@@ -400,7 +403,7 @@ class Ledger:
             (key,),
         )
         for entry, kind, name, digest, source, raw in entries:
-            chosen, tied = best_match(name, paths)
+            chosen, tied = best_match(name, paths, self._suffixes)
             if chosen is None:
                 said = f"{os.fsdecode(raw)} could belong to {' or '.join(paths[index] for index in tied)}"
                 clashes.update((micrographs[index].id, said) for index in tied)
@@ -429,10 +432,11 @@ class Ledger:
                     reasons.append(f"waits for {kind}")
                 continue
             _, name, digest, source, path = choices[0]
-            inputs.append(JobInput(kind, source, path, name, digest))  # type: ignore[arg-type]
+            inputs.append(JobInput(kind, source, path, name, digest))
         if reasons:
             self._db.execute(
-                "UPDATE files SET reason = ? WHERE id = ? AND state = 'ready'", (_text("; ".join(reasons)), file.id)
+                "UPDATE files SET reason = ? WHERE id = ? AND state = 'ready'",
+                (_text("; ".join(reasons)), file.id),
             )
             return
         signature = json.dumps([file.id, [(made.kind, made.digest) for made in inputs]])
@@ -462,12 +466,19 @@ class Ledger:
         if limit <= 0:
             return []
         rows = self._db.execute(
-            f"SELECT j.id, j.item, j.generation, j.inputs, j.attempts, {_FILE} FROM jobs j JOIN files f ON f.id = j.file "
-            "WHERE j.state = 'ready' ORDER BY j.id LIMIT ?",
+            f"SELECT j.id, j.item, j.generation, j.inputs, j.attempts, {_FILE} "
+            "FROM jobs j JOIN files f ON f.id = j.file WHERE j.state = 'ready' ORDER BY j.id LIMIT ?",
             (limit + len(left_out),),
         ).fetchall()
         jobs = [
-            JobRow(row[0], row[1], row[2], _file(row[5:]), tuple(JobInput(*made) for made in json.loads(row[3])), row[4])
+            JobRow(
+                row[0],
+                row[1],
+                row[2],
+                _file(row[5:]),
+                tuple(JobInput(*made) for made in json.loads(row[3])),
+                row[4],
+            )
             for row in rows
             if row[0] not in left_out
         ][:limit]
@@ -502,8 +513,8 @@ class Ledger:
         ended = state if final else "ready"
         with self.transaction():
             self._db.execute(
-                "UPDATE jobs SET state = ?, attempts = attempts + 1, reason = ?, operation = ?, trace = ?, finished = ? "
-                "WHERE id = ? AND state = 'claimed'",
+                "UPDATE jobs SET state = ?, attempts = attempts + 1, reason = ?, operation = ?, trace = ?, "
+                "finished = ? WHERE id = ? AND state = 'claimed'",
                 (ended, _text(reason), operation, _text(trace) if trace else None, now, job),
             )
             if final:
@@ -532,9 +543,11 @@ class Ledger:
         with self.transaction():
             if not self.is_claimed(job.id):
                 raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
-            older = "SELECT id FROM jobs WHERE item = ? AND id != ?"
-            self._db.execute(f"UPDATE shards SET live = 0 WHERE job IN ({older})", (job.item, job.id))
-            self._db.execute(f"UPDATE blocks SET live = 0 WHERE job IN ({older})", (job.item, job.id))
+            for output in ("shards", "blocks"):
+                self._db.execute(
+                    f"UPDATE {output} SET live = 0 WHERE job IN (SELECT id FROM jobs WHERE item = ? AND id != ?)",
+                    (job.item, job.id),
+                )
             self._db.execute(
                 "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'",
                 (job.item, job.id),
@@ -556,14 +569,16 @@ class Ledger:
             for table, groups in optics.items():
                 for number, data in enumerate(groups, start=1):
                     self._db.execute(
-                        "INSERT OR IGNORE INTO optics VALUES (?, ?, ?)", (table, number, json.dumps(data, sort_keys=True))
+                        "INSERT OR IGNORE INTO optics VALUES (?, ?, ?)",
+                        (table, number, json.dumps(data, sort_keys=True)),
                     )
             self._db.execute(
                 "UPDATE jobs SET state = 'done', warnings = ?, reason = NULL, finished = ?, seconds = ? WHERE id = ?",
                 (_text(json.dumps(list(warnings))) if warnings else None, now, seconds, job.id),
             )
             self._db.execute(
-                "UPDATE files SET state = 'done', reason = NULL WHERE id = ? AND state = 'queued'", (job.file.id,)
+                "UPDATE files SET state = 'done', reason = NULL WHERE id = ? AND state = 'queued'",
+                (job.file.id,),
             )
 
     def retry(self, name: str | None = None) -> int:
@@ -571,7 +586,8 @@ class Ledger:
         like = "%" if name is None else f"%{name}%"
         with self.transaction():
             jobs = self._db.execute(
-                "UPDATE jobs SET state = 'ready', attempts = 0 WHERE state = 'failed' AND item LIKE ?", (like,)
+                "UPDATE jobs SET state = 'ready', attempts = 0 WHERE state = 'failed' AND item LIKE ?",
+                (like,),
             ).rowcount
             self._db.execute(
                 "UPDATE files SET state = 'queued', gone = 0 WHERE state = 'failed' AND item LIKE ? "
@@ -693,11 +709,17 @@ _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_n
 
 def _file(row: Sequence[Any]) -> FileRow:
     return FileRow(
-        row[0], row[1], os.fsdecode(row[2]), row[3], row[4], row[5], Identity(row[6], row[7], 0, row[8]), row[9]
+        row[0],
+        row[1],
+        os.fsdecode(row[2]),
+        row[3],
+        row[4],
+        row[5],
+        Identity(row[6], row[7], 0, row[8]),
+        row[9],
     )
 
 
 def _text(value: str) -> str:
     """Text that SQLite takes: undecodable bytes of file names are shown, not kept."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
-

@@ -143,7 +143,9 @@ class Coordinates:
     def select(self, keep: npt.NDArray[Any]) -> Self:
         """The rows that ``keep`` (a boolean mask or an index array) names, every column with them."""
         return replace(
-            self, xy_px=self.xy_px[keep], columns={name: values[keep] for name, values in self.columns.items()}
+            self,
+            xy_px=self.xy_px[keep],
+            columns={name: values[keep] for name, values in self.columns.items()},
         )
 
 
@@ -209,7 +211,7 @@ class Context:
     """Files that belong to this item and that the operation's parameters asked for, such as ``mask``."""
     read_image: Callable[[Path], npt.NDArray[Any]] | None = None
     """Read an image file of any known format as a host array."""
-    warn: Callable[[str], None] = lambda message: None
+    warn: Callable[[str], None] = lambda _: None
     """Record a warning beside the item. It is shown in ``streamprep status`` and does not stop anything."""
 
     def rng(self, *keys: int | str) -> np.random.Generator:

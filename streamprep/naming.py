@@ -8,7 +8,17 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-DEFAULT_SUFFIXES = ("_autopick", "_manualpick", "_topaz", "_pick", "_picks", "_coords", "_DW", "_ctf", "_mask")
+DEFAULT_SUFFIXES = (
+    "_autopick",
+    "_manualpick",
+    "_topaz",
+    "_pick",
+    "_picks",
+    "_coords",
+    "_DW",
+    "_ctf",
+    "_mask",
+)
 """Endings that programs add to a micrograph's name when they write a file that belongs to it."""
 
 _IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
@@ -69,6 +79,23 @@ def item_name(label: str, relative: str) -> str:
     return "/".join([label, *folders, safe_part(stem_of(path.name))])
 
 
+def stems(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> list[str]:
+    """The stem of a name, then what is left of it as the known suffixes come off, one by one.
+
+    Examples
+    --------
+    >>> stems("mic_7_DW_autopick.star")
+    ['mic_7_DW_autopick', 'mic_7_DW', 'mic_7']
+    """
+    chain, endings = [stem_of(name)], tuple(suffixes)
+    while True:
+        last = chain[-1]
+        shorter = next((last[: -len(end)] for end in endings if last.endswith(end) and len(last) > len(end)), None)
+        if shorter is None:
+            return chain
+        chain.append(shorter)
+
+
 def match_key(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> str:
     """What two names must share to belong together: the stem, without the known suffixes.
 
@@ -77,16 +104,12 @@ def match_key(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> str:
     >>> match_key("Ucsf_stack_1142_DW_autopick.star"), match_key("Ucsf_stack_1142_DW.mrc")
     ('Ucsf_stack_1142', 'Ucsf_stack_1142')
     """
-    key = stem_of(name)
-    endings = tuple(suffixes)
-    while True:
-        shorter = next((key[: -len(end)] for end in endings if key.endswith(end) and len(key) > len(end)), None)
-        if shorter is None:
-            return key
-        key = shorter
+    return stems(name, suffixes)[-1]
 
 
-def best_match(name: str, candidates: Sequence[str]) -> tuple[int | None, list[int]]:
+def best_match(
+    name: str, candidates: Sequence[str], suffixes: Sequence[str] = DEFAULT_SUFFIXES
+) -> tuple[int | None, list[int]]:
     """Choose, among names with one match key, the one that a name means.
 
     Parameters
@@ -95,6 +118,8 @@ def best_match(name: str, candidates: Sequence[str]) -> tuple[int | None, list[i
         What is looked for: a path, or a bare name.
     candidates
         Paths that share its match key.
+    suffixes
+        Endings that programs add.
 
     Returns
     -------
@@ -105,24 +130,25 @@ def best_match(name: str, candidates: Sequence[str]) -> tuple[int | None, list[i
 
     Notes
     -----
-    The order of preference: the longer common beginning of the stems (``x_DW_autopick`` means ``x_DW`` before ``x``),
-    then the more folders that agree, from the file upwards.
+    The order of preference: the fewer suffixes that must come off for the stems to agree (``x_DW_autopick`` means
+    ``x_DW`` before ``x``), then the more folders that agree, from the file upwards.
     """
-    if not candidates:
-        return None, []
     wanted = PurePosixPath(name.replace("\\", "/"))
+    chain = stems(wanted.name, suffixes)
 
-    def fit(candidate: str) -> tuple[int, int]:
+    def misfit(candidate: str) -> tuple[int, int]:
         path = PurePosixPath(candidate)
-        shared = len(os.path.commonprefix([stem_of(wanted.name), stem_of(path.name)]))
+        theirs = stems(path.name, suffixes)
+        removed = min(
+            (mine + theirs.index(stem) for mine, stem in enumerate(chain) if stem in theirs), default=len(name)
+        )
         folders = 0
-        for ours, theirs in zip(reversed(wanted.parent.parts), reversed(path.parent.parts), strict=False):
-            if ours != theirs:
+        for one, other in zip(reversed(wanted.parent.parts), reversed(path.parent.parts), strict=False):
+            if one != other:
                 break
             folders += 1
-        return shared, folders
+        return removed, -folders
 
-    scores = [fit(candidate) for candidate in candidates]
-    best = max(scores)
-    tied = [index for index, score in enumerate(scores) if score == best]
+    scores = [misfit(candidate) for candidate in candidates]
+    tied = [index for index, score in enumerate(scores) if score == min(scores)]
     return (tied[0], []) if len(tied) == 1 else (None, tied)

@@ -148,7 +148,7 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
     found = plugins.named(hook, name)
     if len(found) > 1:
         providers = " and ".join(f"{made.distribution} (plugin {made.plugin})" for made in found)
-        raise ConfigError(f"{where} is offered by {providers}; block one of them with [plugins] block = [\"…\"]")
+        raise ConfigError(f'{where} is offered by {providers}; block one of them with [plugins] block = ["…"]')
     if not found:
         message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
         for broken in plugins.broken:
@@ -275,9 +275,7 @@ def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: 
             continue
         rows = len(made.coordinates) if made.coordinates is not None else len(made)
         if len(made.pixels.shape) != 3 or len(made) != rows:
-            raise OperationError(
-                step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles"
-            )
+            raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
         particles = made
     return particles
 

@@ -49,7 +49,7 @@ class Acquisition:
 
     micrographs: int = 8
     size_px: int = 1024
-    particles: int = 60  # per micrograph, where they fit
+    particles: int = 30  # per micrograph, where they fit
     box_size_px: int = 96  # the particle's diameter is at most 0.7 of it
     seed: int = 0
     pixel_size_angstrom: float = 1.5
@@ -389,9 +389,7 @@ def _truth_head(acquisition: Acquisition) -> str:
     settings = {name: value for name, value in asdict(acquisition).items() if name != "micrographs"}
     said = " ".join(f"{name}={value:.15g}" for name, value in settings.items())
     columns = ("CoordinateX", "CoordinateY", "AngleRot", "AngleTilt", "AnglePsi")
-    return f"# {LABEL}: {said}\n" + star.loop_head(
-        "truth", ["rlnMicrographName", *("rln" + c for c in columns)]
-    )
+    return f"# {LABEL}: {said}\n" + star.loop_head("truth", ["rlnMicrographName", *("rln" + c for c in columns)])
 
 
 def _ctf_head(acquisition: Acquisition) -> str:

@@ -108,7 +108,7 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
     With ``die_with_parent`` the process ends as soon as the daemon does, however that happened, so that a daemon that
     is started again never meets workers of the one before.
     """
-    global _worker  # noqa: PLW0603 - one worker per process
+    global _worker
     if die_with_parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
         parent = multiprocessing.parent_process()
@@ -143,10 +143,7 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         running.pop()
 
     try:
-        if isinstance(job, TableJob):
-            made = _read_table(_worker, job)
-        else:
-            made = _process(_worker, job, timer, warnings)
+        made = _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, warnings)
     except Reject as reject:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except InputError as error:
@@ -154,16 +151,16 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
     except FileNotFoundError as error:
         own = job.path if isinstance(job, TableJob) else job.item.path
         gone = error.filename is not None and Path(error.filename) == own
-        made = Outcome("gone" if gone else "failed", f"{error.filename}: {error.strerror}", trace=traceback.format_exc())
+        made = Outcome(
+            "gone" if gone else "failed", f"{error.filename}: {error.strerror}", trace=traceback.format_exc()
+        )
     except Exception as error:
         operation = error.operation if isinstance(error, OperationError) else (running[-1] if running else None)
         said = str(error) if isinstance(error, StreamprepError) else f"{type(error).__name__}: {error}"
         if operation is not None and not isinstance(error, OperationError):
             said = f"{operation}: {said}"
         made = Outcome("failed", said, operation, traceback.format_exc())
-    return replace(
-        made, warnings=tuple(warnings), timings=tuple(timings), seconds=time.perf_counter() - started
-    )
+    return replace(made, warnings=tuple(warnings), timings=tuple(timings), seconds=time.perf_counter() - started)
 
 
 def identity_at(path: Path) -> Identity:
@@ -196,7 +193,7 @@ def _read_table(worker: _Worker, job: TableJob) -> Outcome:
     entries, before = _entries(worker, job.path, job.kind)
     if identity_at(job.path) != before:
         return Outcome("changed", "the file changed while it was read")
-    rows = {}
+    rows: dict[tuple[Kind, str], EntryRow] = {}
     for entry in entries:
         name = entry.micrograph or job.path.name
         count = len(entry.data) if isinstance(entry.data, Coordinates) else 1

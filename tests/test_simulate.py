@@ -13,8 +13,9 @@ import pytest
 import starfile
 from scipy.spatial import cKDTree
 
+from streamprep.em.ctf import ctf_at
 from streamprep.formats import star
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, Ctf
 from streamprep.simulate import (
     PARTICLE_RADIUS,
     Acquisition,
@@ -69,9 +70,7 @@ def test_projection_is_the_sum_of_the_map_along_z(box: int) -> None:
     model = particle_model(box, seed=3)
     density = particle_map(model, box)
     assert np.allclose(projection(model, np.eye(3), box), density.sum(axis=0), atol=1e-4)
-    turned = np.array(
-        [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    )  # image x is the map's y, image y its z: seen along x
+    turned = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # image x is the map's y, image y its z: seen along x
     assert np.allclose(projection(model, turned, box), density.sum(axis=2), atol=1e-4)
 
 
@@ -109,9 +108,7 @@ def test_specimen_image_places_sub_pixel_and_cuts_at_the_border() -> None:
 
 def test_the_truth_is_in_the_pixels(tmp_path: Path) -> None:
     """Boxes cut at the true centres are the CTF-filtered projections of the particle at the true angles."""
-    acquisition = replace(
-        PLAIN, micrographs=1, size_px=512, particles=24, box_size_px=64, dose_per_square_angstrom=1e4
-    )
+    acquisition = replace(PLAIN, micrographs=1, size_px=512, particles=24, box_size_px=64, dose_per_square_angstrom=1e4)
     simulate(tmp_path, acquisition)
     pixels = mrcfile.read(tmp_path / MICROGRAPHS[0]).astype(float)
     contrast = 1 - pixels / acquisition.electrons_per_pixel
@@ -139,10 +136,24 @@ def test_the_truth_is_in_the_pixels(tmp_path: Path) -> None:
     assert correlation(np.mean(boxes, 0), np.mean(expected, 0)) > 0.98
     slope = np.vdot(boxes, expected) / np.vdot(expected, expected)
     assert slope == pytest.approx(1, abs=0.05)
+    for axis in (1, 2):  # to first order, a shifted box differs by the shift times the gradient
+        gradient = np.gradient(np.array(expected), axis=axis)
+        shift = -np.vdot(np.subtract(boxes, expected), gradient) / np.vdot(gradient, gradient)
+        assert shift == pytest.approx(0, abs=0.1)
     others = [correlation(a, b) for a, b in zip(boxes, np.roll(expected, 1, axis=0), strict=True)]
     assert np.mean(others) < np.mean(scores) - 0.1, "another particle's angles must not fit as well"
     plain = [correlation(a, b) for a, b in zip(boxes, unfiltered, strict=True)]
     assert np.mean(plain) < np.mean(scores) - 0.1, "the CTF must have been applied"
+
+
+@pytest.mark.parametrize(("waves_y", "waves_x"), [(0, 9), (7, 0), (5, 12), (-5, 12)])
+def test_the_ctf_scales_each_wave(waves_y: int, waves_x: int) -> None:
+    ctf = Ctf(24_000.0, 9_000.0, 25.0)
+    y, x = np.indices((60, 97))
+    wave = np.cos(2 * np.pi * (waves_y * y / 60 + waves_x * x / 97)).astype(np.float32)
+    fx, fy = np.array([waves_x / 97 / 1.5]), np.array([waves_y / 60 / 1.5])
+    assert np.allclose(apply_ctf(wave, ctf, 1.5), ctf_at(ctf, fx, fy) * wave, atol=1e-4)
+    assert abs(float(ctf_at(ctf, fx, fy)[0] - ctf_at(ctf, fx, -fy)[0])) > 0.02 or 0 in (waves_x, waves_y)
 
 
 def test_protein_is_dark_on_bright() -> None:
@@ -168,9 +179,7 @@ def test_the_background_between_particles_is_ice_and_shot_noise() -> None:
     exposure = take_exposure(acquisition, 0)
     y, x = np.indices(exposure.pixels.shape)
     far = cKDTree(exposure.xy_px).query(np.stack([x, y], axis=-1))[0] > 1.2 * acquisition.box_size_px
-    expected = acquisition.electrons_per_pixel * ice(
-        (512, 512), 0.1, random_numbers(acquisition.seed, 0, "ice")
-    )
+    expected = acquisition.electrons_per_pixel * ice((512, 512), 0.1, random_numbers(acquisition.seed, 0, "ice"))
     noise = ((exposure.pixels - expected) / np.sqrt(expected))[far]
     assert noise.size > 20_000
     assert abs(noise.mean()) < 0.03
@@ -319,9 +328,7 @@ def test_an_exposure_depends_on_its_index_only(tmp_path: Path) -> None:
 
 def test_the_noise_does_not_move_the_particles() -> None:
     one = take_exposure(SMALL, 1)
-    other = take_exposure(
-        replace(SMALL, dose_per_square_angstrom=10, ice_ramp=0, pick_error_px=0, signal=0), 1
-    )
+    other = take_exposure(replace(SMALL, dose_per_square_angstrom=10, ice_ramp=0, pick_error_px=0, signal=0), 1)
     assert np.array_equal(one.xy_px, other.xy_px)
     assert np.array_equal(one.euler_deg, other.euler_deg)
     assert one.ctf == other.ctf
@@ -385,9 +392,7 @@ def test_a_micrograph_without_particles_has_empty_coordinates(tmp_path: Path) ->
     assert len(star.read_entries(tmp_path / "micrographs_ctf.star")) == 2
 
 
-def test_files_appear_whole_and_in_a_microscopes_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_appear_whole_and_in_a_microscopes_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     appeared: list[str] = []
     real = Path.replace
 
@@ -471,10 +476,7 @@ def test_an_acquisition_goes_on_in_its_folder(tmp_path: Path) -> None:
     simulate(tmp_path, SMALL)
     simulate(tmp_path, replace(SMALL, micrographs=1))
     assert (tmp_path / "streamprep.toml").read_text() == edited
-    assert (
-        list(starfile.read(tmp_path / "micrographs_ctf.star")["micrographs"]["rlnMicrographName"])
-        == MICROGRAPHS
-    )
+    assert list(starfile.read(tmp_path / "micrographs_ctf.star")["micrographs"]["rlnMicrographName"]) == MICROGRAPHS
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"size_px": 256}, {"box_size_px": 32}, {"signal": 0.5}])

@@ -35,7 +35,7 @@ def plane_basis(ny: int, nx: int, radius_px: int) -> FloatArray:
     for row in design:
         for _ in range(2):  # Gram-Schmidt, twice is enough (Kahan and Parlett)
             for made in basis:
-                row = row - (row[inside] @ made[inside]) * made  # noqa: PLW2901
+                row = row - (row[inside] @ made[inside]) * made
         norm = float(np.sqrt(row[inside] @ row[inside])) if inside.any() else 0.0
         basis.append(row / norm if norm > 1e-9 else np.zeros_like(row))
     return np.stack(basis)

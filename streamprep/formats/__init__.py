@@ -6,6 +6,7 @@ The hooks below are the built-in readers; a third party's ``classify_path`` and 
 from __future__ import annotations
 
 from pathlib import Path
+
 from streamprep.formats import mrc, star
 from streamprep.hookspecs import hookimpl
 from streamprep.model import Entry, Image, InputError, Item, Kind

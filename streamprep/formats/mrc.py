@@ -68,7 +68,7 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
         if problem is None:
             pixel = cell_x / mx if mx > 0 and np.isfinite(cell_x) and cell_x > 0 else 0.0
             size = HEADER_BYTES + extended + nx * ny * nz * BYTES_PER_VALUE[mode]
-            return MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order)  # type: ignore[arg-type]
+            return MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order)
         said = said or problem
     raise InputError(path, f"not a usable MRC file: {said}")
 

@@ -50,7 +50,8 @@ class Loop:
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
             raise InputError(
-                self.path, f"row {bad[0] + 1} of data_{self.block}: _{name} is {values[bad[0]]!r}, not a number"
+                self.path,
+                f"row {bad[0] + 1} of data_{self.block}: _{name} is {values[bad[0]]!r}, not a number",
             )
         return numbers
 
@@ -162,27 +163,58 @@ def _coordinates(loop: Loop) -> Iterable[Entry]:
 
 def _ctfs(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
     name_column = "rlnMicrographName" if "rlnMicrographName" in loop else "rlnMicrographNameNoDW"
-    columns = {name: loop.floats(name) for name in CTF_COLUMNS}
-    phase = loop.floats("rlnPhaseShift") if "rlnPhaseShift" in loop else np.zeros(loop.rows)
-    constants = [ctf_constants(loop, optics, row) for row in range(loop.rows)]
-    for row, micrograph in enumerate(loop.text(name_column)):
-        ctf = Ctf(*(float(columns[name][row]) for name in CTF_COLUMNS), float(phase[row]), **constants[row])
+    for micrograph, ctf in zip(loop.text(name_column), _loop_ctfs(loop, optics), strict=True):
         yield Entry(micrograph, digest_of(ctf), ctf)
 
 
-def ctf_constants(loop: Loop, optics: Loop | None, row: int) -> dict[str, float]:
-    """Voltage, Cs and amplitude contrast of a row: its own columns, else those of its optics group."""
-    found: dict[str, float] = {}
+def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
+    """The CTF of each row. Microscope constants: the row's own columns, else those of its optics group."""
+    columns = [loop.floats(name) for name in CTF_COLUMNS]
+    columns.append(loop.floats("rlnPhaseShift") if "rlnPhaseShift" in loop else np.zeros(loop.rows))
+    constants: dict[str, FloatArray] = {}
     for column, field in _OPTICS_COLUMNS.items():
         if column in loop:
-            found[field] = float(loop.floats(column)[row])
+            constants[field] = loop.floats(column)
         elif optics is not None and column in optics:
-            groups = optics.columns.get("rlnOpticsGroup", ["1"])
-            wanted = loop.columns["rlnOpticsGroup"][row] if "rlnOpticsGroup" in loop else groups[0]
-            if wanted not in groups:
-                raise InputError(loop.path, f"row {row + 1}: optics group {wanted} is not in data_optics")
-            found[field] = float(optics.floats(column)[groups.index(wanted)])
-    return found
+            groups = dict(zip(optics.columns.get("rlnOpticsGroup", ["1"]), optics.floats(column), strict=False))
+            named = loop.columns.get("rlnOpticsGroup", [next(iter(groups))] * loop.rows)
+            unknown = next((name for name in named if name not in groups), None)
+            if unknown is not None:
+                raise InputError(
+                    loop.path, f"row {named.index(unknown) + 1}: optics group {unknown} is not in data_optics"
+                )
+            constants[field] = np.array([groups[name] for name in named])
+    values = np.stack(columns, axis=1).tolist()
+    return [
+        Ctf(*row, **{field: float(numbers[index]) for field, numbers in constants.items()})
+        for index, row in enumerate(values)
+    ]
+
+
+def read_particle_ctf(path: Path, count: int) -> tuple[Ctf, ...]:
+    """The CTF of each image of a stack, from a particle table.
+
+    Rows are put in the order of the image numbers (``000001@stack.mrcs``) where the table has them.
+
+    Raises
+    ------
+    InputError
+        There is no table with CTF columns, or it has another number of rows than the stack has images.
+    """
+    loops = read_loops(path)
+    loop = next((found for found in loops if all(name in found for name in CTF_COLUMNS)), None)
+    if loop is None:
+        raise InputError(path, f"no table in it has the columns {', '.join('_' + name for name in CTF_COLUMNS)}")
+    if loop.rows != count:
+        raise InputError(path, f"it has {loop.rows} rows, the stack {count} images; they must be equal")
+    order = list(range(count))
+    if "rlnImageName" in loop:
+        numbers = [_number(name.partition("@")[0]) for name in loop.columns["rlnImageName"]]
+        if sorted(numbers) != list(range(1, count + 1)):
+            raise InputError(path, f"its _rlnImageName column does not number the images from 1 to {count}")
+        order = sorted(order, key=lambda row: numbers[row])
+    ctfs = _loop_ctfs(loop, next((found for found in loops if found.block == "optics"), None))
+    return tuple(ctfs[row] for row in order)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

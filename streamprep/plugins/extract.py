@@ -24,7 +24,8 @@ class Extract(Params):
         None, ge=2, description="Fourier-crop the boxes to this side [px]; the pixel size grows with it."
     )
     edge: Literal["skip", "pad"] = Field(
-        "skip", description="Boxes that cross the micrograph's edge: skip them, or pad with the edge's values."
+        "skip",
+        description="Boxes that cross the micrograph's edge: skip them, or pad with the edge's values.",
     )
 
     @model_validator(mode="after")
@@ -42,9 +43,7 @@ def box_corners(xy_px: FloatArray, box_size_px: int) -> npt.NDArray[np.int64]:
     return np.floor(xy_px + 0.5).astype(np.int64) - box_size_px // 2
 
 
-def boxes_inside(
-    xy_px: FloatArray, box_size_px: int, shape_px: tuple[int, int]
-) -> npt.NDArray[np.bool_]:
+def boxes_inside(xy_px: FloatArray, box_size_px: int, shape_px: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Which boxes lie wholly inside an image of shape (ny, nx)."""
     corner = box_corners(xy_px, box_size_px)
     return np.asarray(((corner >= 0) & (corner + box_size_px <= np.array(shape_px[::-1]))).all(axis=1))
@@ -95,7 +94,7 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
     """Cut particles or noise boxes; boxes that cross the edge are skipped and counted, or padded."""
     ny, nx = micrograph.shape_px
     centre = np.floor(coordinates.xy_px + 0.5)
-    on_image = ((centre >= 0) & (centre < np.array([nx, ny]))).all(axis=1)
+    on_image = np.asarray(((centre >= 0) & (centre < np.array([nx, ny]))).all(axis=1))
     keep = boxes_inside(coordinates.xy_px, params.box_size_px, (ny, nx)) if params.edge == "skip" else on_image
     if not on_image.all():
         x, y = coordinates.xy_px[~on_image][0]

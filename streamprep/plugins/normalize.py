@@ -31,7 +31,8 @@ class Normalize(Params):
         "ramp: subtract the plane fitted to the background, then as new.",
     )
     background_radius_px: int = Field(
-        -1, description="Pixels at this distance from the origin or farther are background [px]; ≤ 0: half the box."
+        -1,
+        description="Pixels at this distance from the origin or farther are background [px]; ≤ 0: half the box.",
     )
 
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:  # noqa: ARG002
@@ -46,10 +47,7 @@ class Normalize(Params):
 @cached_filter
 def _projectors(ny: int, nx: int, method: Method, radius_px: int) -> FloatArray:
     """Rows: the basis images, then the same over the background only, then the background's weights."""
-    if method == "old":
-        inside = np.ones((ny, nx), dtype=bool)
-    else:
-        inside = background_mask(ny, nx, radius_px)
+    inside = np.ones((ny, nx), dtype=bool) if method == "old" else background_mask(ny, nx, radius_px)
     flat = inside.ravel().astype(np.float64)
     if method == "ramp":
         basis = plane_basis(ny, nx, radius_px)

@@ -34,21 +34,22 @@ class PickNoise(Params):
     number: int = Field(-1, ge=-1, description="Noise picks per micrograph; -1: as many as it has particles.")
     box_size_px: int | None = Field(None, ge=2, description="Box size [px]; that of extraction unless given.")
     min_distance_px: float | None = Field(
-        None, ge=0, description="Least distance between a noise pick and any particle, centre to centre [px]; one box."
+        None,
+        ge=0,
+        description="Least distance between a noise pick and any particle, centre to centre [px]; one box.",
     )
     crowded: Literal["relax", "fewer"] = Field(
         "relax",
         description="When the free area is too small: relax the distances in steps, down to half a box from "
         "particles, or pick fewer.",
     )
-    spacing_px: float | None = Field(
-        None, ge=0, description="Least distance between two noise picks [px]; half a box."
-    )
+    spacing_px: float | None = Field(None, ge=0, description="Least distance between two noise picks [px]; half a box.")
     mask: str | None = Field(
         None, description="Pattern of a mask per micrograph, 1 = keep out, for example 'Masks/{stem}.mrc'."
     )
     reject_outliers: bool = Field(
-        False, description="Leave out boxes whose mean or variance is an outlier of the micrograph: carbon, ice."
+        False,
+        description="Leave out boxes whose mean or variance is an outlier of the micrograph: carbon, ice.",
     )
 
     def companions(self) -> Mapping[Kind, str | None]:
@@ -309,7 +310,7 @@ def pick_noise_coordinates(
     else:
         nearest = np.full(len(picks), np.inf)
     asked = params.min_distance_px if params.min_distance_px is not None else box
-    closer = int((nearest < asked).sum())
+    closer = int(np.count_nonzero(nearest < asked))
     if closer:
         ctx.warn(f"{closer} of {len(picks)} noise boxes are nearer to a particle than the {asked:g} px asked for")
     distance = np.where(np.isfinite(nearest), nearest, float(np.hypot(ny, nx)))
@@ -324,6 +325,6 @@ def _extractable(xy_px: FloatArray, box_px: int, shape_px: tuple[int, int], edge
     if edge == "pad":
         low = -0.5
         high = np.array([nx, ny]) - 0.5
-        return int(((xy_px >= low) & (xy_px < high)).all(axis=1).sum())
+        return int(np.count_nonzero(((xy_px >= low) & (xy_px < high)).all(axis=1)))
     corner = np.floor(xy_px + 0.5) - box_px // 2
-    return int(((corner >= 0) & (corner + box_px <= np.array([nx, ny]))).all(axis=1).sum())
+    return int(np.count_nonzero(((corner >= 0) & (corner + box_px <= np.array([nx, ny]))).all(axis=1)))

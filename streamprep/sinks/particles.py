@@ -17,6 +17,7 @@ from streamprep.sinks._tables import StarTable, coordinate_columns
 
 FOLDERS: Mapping[Label, str] = {"particle": "particles", "noise": "noise"}
 
+
 class ParticleSink(Sink):
     """Stages each set of particles of a micrograph as one MRC stack, with the rows that name its images."""
 

@@ -19,7 +19,7 @@ _last = 0.0
 @hookimpl
 def snapshot_taken(snapshot: Any) -> None:
     """Write it, at most every two seconds. A full disk does not matter here."""
-    global _last  # noqa: PLW0603 - one daemon, one status file
+    global _last
     now = time.monotonic()
     if now - _last >= EVERY_SECONDS:
         _last = now

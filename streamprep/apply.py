@@ -1,0 +1,116 @@
+"""Operations on one stack or map, without a session: what `streamprep apply` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamprep import formats
+from streamprep.arrays import DeviceName, choose_backend, to_host
+from streamprep.config import nearest, parse_override
+from streamprep.formats import mrc, star
+from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles
+from streamprep.pipeline import Plan, Step, make_step, run_map, run_particles
+from streamprep.plugin_manager import Plugins
+
+
+def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, plugins: Plugins) -> tuple[Step, ...]:
+    """The named operations of one lane, in the order given, with ``OPERATION.KEY=VALUE`` parameters.
+
+    Raises
+    ------
+    ConfigError
+        An operation or a parameter is unknown or not valid.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in operations}
+    for text in overrides:
+        keys, value = parse_override(text)
+        if len(keys) != 2 or keys[0] not in values:
+            hint = nearest(keys[0], list(values))
+            raise ConfigError(f"--set {text}: {keys[0]} is not one of the operations to apply; {hint}")
+        values[keys[0]][keys[1]] = value
+    return tuple(make_step(table, name, values[name], plugins, name) for name in operations)
+
+
+def apply(
+    operations: Sequence[str],
+    source: Path,
+    target: Path,
+    plugins: Plugins,
+    *,
+    overrides: Sequence[str] = (),
+    pixel_size_angstrom: float | None = None,
+    ctf: Path | None = None,
+    device: DeviceName = "auto",
+    seed: int = 0,
+) -> list[str]:
+    """Run operations on a particle stack or a map and write the result.
+
+    Parameters
+    ----------
+    operations
+        Names, in the order in which they run.
+    source, target
+        MRC files: ``.mrcs`` for stacks of particles, ``.mrc`` or ``.map`` for maps.
+    overrides
+        ``OPERATION.KEY=VALUE`` texts.
+    pixel_size_angstrom
+        From the header unless given.
+    ctf
+        STAR table with the CTF of each particle, one row per image, in their order.
+
+    Returns
+    -------
+    list of str
+        Warnings of the operations.
+    """
+    try:
+        kind = formats.classify_path(source, _head(source))
+    except FileNotFoundError as error:
+        raise InputError(source, "no such file") from error
+    if kind is None:
+        raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc and .map")
+    image: Image = formats.read_item(Item("map", source.stem, source))  # type: ignore[assignment]
+    pixel_size = pixel_size_angstrom or image.pixel_size_angstrom
+    if not pixel_size:
+        raise InputError(source, "its header has no pixel size; give --pixel-size-angstrom")
+    lane = "maps" if kind == "map" else "particles"
+    steps = make_steps(operations, overrides, lane, plugins)
+    plan = Plan(steps, {"seed": seed})
+    backend = choose_backend(device)
+    warnings: list[str] = []
+    context = Context(
+        item=Item("map" if lane == "maps" else "particles", source.stem, source),
+        operation="",
+        seed=seed,
+        warn=warnings.append,
+        read_image=lambda path: mrc.read(path).pixels,
+    )
+    if lane == "maps":
+        if ctf is not None:
+            raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
+        pixels = backend.to_device(np.asarray(image.pixels, dtype=np.float32))
+        volume = run_map(plan, Map(source.stem, pixels, pixel_size), context)
+        result, pixel_size = to_host(volume.pixels), volume.pixel_size_angstrom
+    else:
+        stack = image.pixels if image.pixels.ndim == 3 else image.pixels[None]
+        pixels = backend.to_device(np.asarray(stack, dtype=np.float32))
+        ctfs = None if ctf is None else star.read_particle_ctf(ctf, len(stack))
+        done = run_particles(plan, Particles(pixels, Optics(pixel_size), ctf=ctfs), context)
+        result, pixel_size = to_host(done.pixels), done.optics.pixel_size_angstrom
+    mrc.write(
+        target,
+        np.asarray(result, dtype=np.float32),
+        pixel_size_angstrom=pixel_size,
+        stack=lane == "particles",
+        label=f"streamprep: {', '.join(operations)}",
+    )
+    return warnings
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(formats.HEAD_BYTES)

@@ -1,0 +1,390 @@
+"""The command line: thin verbs over the modules that do the work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import logging.handlers
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamprep import __version__, templates
+from streamprep.config import Config, load
+from streamprep.model import ConfigError, StreamprepError
+from streamprep.pipeline import Plan, resolve
+from streamprep.plugin_manager import Plugins, load_plugins
+
+app = typer.Typer(
+    name="streamprep",
+    help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="Configuration file.", show_default=True)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a value of the file. May be repeated."),
+]
+DEFAULT_CONFIG = Path("streamprep.toml")
+
+
+def main() -> None:
+    """Run the command line; errors for people are one message and exit code 2."""
+    try:
+        app()
+    except StreamprepError as error:
+        sys.stderr.write(f"error: {_shown(str(error))}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _shown(text: str) -> str:
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _out(text: str = "") -> None:
+    typer.echo(_shown(text))
+
+
+def _prepare(path: Path, overrides: list[str] | None) -> tuple[Config, Plugins, Plan]:
+    config = load(path, overrides or ())
+    plugins = load_plugins(block=config.plugins.block)
+    plan = resolve(config, plugins)
+    for broken in plugins.broken:
+        last = (broken.error or "").strip().splitlines()[-1]
+        sys.stderr.write(f"warning: plugin {broken.name} of {broken.distribution} could not be loaded: {last}\n")
+    return config, plugins, plan
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        _out(f"streamprep {__version__}")
+        raise typer.Exit
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+NewSet = Annotated[bool, typer.Option("--new-set", help="Begin a second set beside results that another plan made.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="One JSON object per event on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the closing summary only.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of the live view, on a terminal too.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    new_set: NewSet = False,
+    log_json: LogJson = False,
+    quiet: Quiet = False,
+    plain: Plain = False,
+) -> None:
+    """Run the daemon: process what is there and what arrives, until Ctrl-C or SIGTERM.
+
+    The first signal finishes what the workers have, publishes and exits with 0; a second ends at once. Both are safe.
+
+    Example: [bold]streamprep run streamprep.toml --set particles.normalize.method=new[/bold]
+    """
+    raise typer.Exit(_session(config, overrides, once=False, new_set=new_set, style=_style(log_json, quiet, plain)))
+
+
+@app.command()
+def once(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    new_set: NewSet = False,
+    log_json: LogJson = False,
+    quiet: Quiet = False,
+    plain: Plain = False,
+) -> None:
+    """Process what is there, publish, and exit: for batch work and tests.
+
+    Exit code 0 when nothing failed, 1 when something did (the summary says what), 2 for a wrong configuration.
+
+    Example: [bold]streamprep once --plain[/bold]
+    """
+    raise typer.Exit(_session(config, overrides, once=True, new_set=new_set, style=_style(log_json, quiet, plain)))
+
+
+def _style(log_json: bool, quiet: bool, plain: bool) -> str:
+    if log_json:
+        return "json"
+    if quiet:
+        return "quiet"
+    return "plain" if plain or not sys.stdout.isatty() else "live"
+
+
+def _session(path: Path, overrides: list[str] | None, *, once: bool, new_set: bool, style: str) -> int:
+    config, plugins, plan = _prepare(path, overrides)
+    from streamprep.engine import Engine
+
+    engine = Engine(config, plugins, plan, once=once, new_set=new_set)
+    _log_to(engine.output / ".streamprep" / "log")
+    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
+    engine.handle_signals()
+    last = engine.run()
+    failed = last.mode == "stopped" or any(row["state"] == "failed" for row in last.failures)
+    return 1 if failed and (once or last.mode == "stopped") else 0
+
+
+def _log_to(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(
+        folder / "streamprep.log",
+        maxBytes=10 << 20,
+        backupCount=5,
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("streamprep").addHandler(handler)
+    logging.getLogger("streamprep").setLevel(logging.INFO)
+    logging.getLogger("streamprep").propagate = False
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the session.")] = Path(),
+    operations: Annotated[
+        list[str] | None,
+        typer.Option("--operation", "-o", metavar="LANE.NAME", help="Turn this operation on. May be repeated."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+) -> None:
+    """Write a commented configuration, made from the operations' own parameters.
+
+    Every operation that is installed stands in it; those not asked for are commented out.
+
+    Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
+    """
+    path = folder / "streamprep.toml"
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
+    text = templates.configuration(load_plugins(), folder, set(operations or templates.DEFAULT_OPERATIONS))
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    _out(f"wrote {path}; now: streamprep check {path}")
+
+
+@app.command()
+def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Check the configuration, the folders, the disk and the GPU, without processing anything.
+
+    Example: [bold]streamprep check streamprep.toml[/bold]
+    """
+    loaded, plugins, plan = _prepare(config, overrides)
+    from streamprep.arrays import choose_backend
+    from streamprep.engine import make_sources
+    from streamprep.watcher import file_system_of, is_remote
+
+    _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")
+    _out(f"plugins        {len(plugins.operations)} operations, {len(plugins.broken)} plugins could not be loaded")
+    _out(f"device         {choose_backend(loaded.session.device).description}")
+    for source in make_sources(loaded, plan):
+        kind = file_system_of(source.root)
+        told = f"{kind}, scanned every {loaded.session.poll_seconds:g} s" if is_remote(kind) else f"{kind}, events"
+        what = f" ({source.pattern})" if source.pattern else ""
+        _out(f"watched        {source.root}{what}: {told}")
+    output = loaded.resolve(loaded.session.output)
+    there = output
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    short = free < loaded.session.reserve_mib << 20
+    _out(f"output         {output}: {free / 2**30:.1f} GiB free" + (", below the reserve" if short else ""))
+    if plan.extract is None:
+        _out("note           no [extract] table: no boxes will be cut")
+    if loaded.optics.pixel_size_angstrom is None:
+        _out("note           no [optics] pixel_size_angstrom: it is taken from each micrograph's header")
+    if short:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Show what would run, in which order and with which parameters.
+
+    Example: [bold]streamprep plan --set particles.invert.order=5[/bold]
+    """
+    _, _, made = _prepare(config, overrides)
+    _out(f"plan {made.hash}")
+    for step in made.steps:
+        values = ", ".join(f"{name}={value}" for name, value in step.params.model_dump(mode="json").items())
+        _out(
+            f"  {step.table:<12} {step.order:>4}  {step.name:<18} {values or '-'}"
+            f"  [{step.operation.distribution} {step.operation.version}]"
+        )
+    waits = {"coordinates", *made.companions} | ({"ctf"} if made.settings["ctf"] else set())
+    _out(f"each micrograph waits for: {', '.join(sorted(waits))}")
+
+
+@app.command()
+def ops(name: Annotated[str | None, typer.Argument(help="Operation to explain.")] = None) -> None:
+    """List the operations, or explain one with its parameters.
+
+    Example: [bold]streamprep ops normalize[/bold]
+    """
+    plugins = load_plugins()
+    _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
+
+
+@app.command()
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the plugins: name, distribution, version, hooks, and the error of those that could not be loaded.
+
+    Example: [bold]streamprep plugins --json[/bold]
+    """
+    loaded = load_plugins()
+    if as_json:
+        keys = ("name", "distribution", "version", "hooks", "operations", "error", "blocked")
+        _out(json.dumps([{key: getattr(plugin, key) for key in keys} for plugin in loaded.plugins], indent=2))
+        return
+    for plugin in loaded.plugins:
+        state = "BROKEN" if plugin.error else ", ".join(plugin.hooks)
+        _out(f"{plugin.name:<16} {plugin.distribution} {plugin.version:<10} {state}")
+    for plugin in loaded.broken:
+        _out(f"\n{plugin.name} of {plugin.distribution} could not be loaded:\n{plugin.error}")
+
+
+@app.command()
+def status(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    tracebacks: Annotated[bool, typer.Option("--tracebacks", help="With the tracebacks of failures.")] = False,
+) -> None:
+    """Show the state of a session, running or not: counts, what waits and for what, failures and warnings.
+
+    Example: [bold]streamprep status --json | jq .jobs[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep import inspection
+
+    report = inspection.look(loaded, made)
+    _out(
+        json.dumps(report, indent=2, default=str) if as_json else inspection.report_text(report, tracebacks=tracebacks)
+    )
+
+
+@app.command()
+def retry(
+    config: ConfigPath = DEFAULT_CONFIG,
+    name: Annotated[str | None, typer.Argument(help="Only items whose name contains this.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Take failed items up again: at once where the daemon runs, else at its next start.
+
+    Example: [bold]streamprep retry streamprep.toml mic_0042[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep import inspection
+
+    _out(inspection.retry(loaded, made, name))
+
+
+# --- trying things out -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def apply(
+    operations: Annotated[str, typer.Argument(help="Operations, separated by commas, in the order they run.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map).")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPERATION.KEY=VALUE", help="A parameter. May be repeated."),
+    ] = None,
+    pixel_size_angstrom: Annotated[
+        float | None, typer.Option(min=1e-6, help="Pixel size [Å]; from the header unless given.")
+    ] = None,
+    ctf: Annotated[Path | None, typer.Option(help="STAR table with the CTF of each particle.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random numbers.")] = 0,
+) -> None:
+    """Run operations on one stack or map, without a session.
+
+    Example: [bold]streamprep apply normalize,invert in.mrcs out.mrcs --set normalize.method=new[/bold]
+    """
+    if device not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"--device {device}: allowed are auto, cpu and gpu")
+    from streamprep.apply import apply as run_on_file
+
+    warnings = run_on_file(
+        [name.strip() for name in operations.split(",")],
+        source,
+        target,
+        load_plugins(sinks=False),
+        overrides=overrides or (),
+        pixel_size_angstrom=pixel_size_angstrom,
+        ctf=ctf,
+        device=device,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    for warning in warnings:
+        sys.stderr.write(f"warning: {_shown(warning)}\n")
+
+
+@app.command()
+def simulate(
+    folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
+    micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,
+    size: Annotated[int, typer.Option(min=128, max=16384, help="Side of a micrograph [px].")] = 1024,
+    particles: Annotated[int, typer.Option(min=0, help="Particles on each.")] = 30,
+    box: Annotated[int, typer.Option(min=16, help="Box size [px].")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Seed: the same seed makes the same bytes.")] = 0,
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures; 0: at once.")] = 0.0,
+) -> None:
+    """Make a realistic acquisition: micrographs with known particles, CTF, noise, ice, hot pixels and carbon.
+
+    Example: [bold]streamprep simulate session --micrographs 20 --interval 3[/bold]
+    """
+    from streamprep.simulate import Acquisition
+    from streamprep.simulate import simulate as expose_all
+
+    acquisition = Acquisition(micrographs=micrographs, size_px=size, particles=particles, box_size_px=box, seed=seed)
+
+    def progress(done: int, total: int) -> None:
+        _out(f"exposure {done} of {total}")
+
+    expose_all(folder, acquisition, interval_s=interval, progress=progress)
+    _out(f"now: streamprep run {folder / 'streamprep.toml'}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for the demonstration; it is emptied first.")] = Path("demo"),
+    micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 6,
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
+    plain: Plain = False,
+) -> None:
+    """See it work: a simulated microscope and the daemon side by side, then a summary and a picture.
+
+    Example: [bold]streamprep demo --micrographs 10[/bold]
+    """
+    from streamprep import demonstration
+
+    started = time.monotonic()
+    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _session_of_demo)
+    _out(f"done in {time.monotonic() - started:.0f} s")
+    raise typer.Exit(code)
+
+
+def _session_of_demo(engine: Any, plugins: Plugins, style: str) -> None:
+    _log_to(engine.output / ".streamprep" / "log")
+    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
+    engine.handle_signals()

@@ -1,0 +1,244 @@
+"""The console: a rich live view, plain lines without a terminal, JSON lines on request. A plugin of the life cycle."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Any, Literal
+
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from streamprep.hookspecs import hookimpl
+
+Style = Literal["live", "plain", "json", "quiet"]
+PLAIN_EVERY_SECONDS = 10.0
+
+MODE_COLOURS = {
+    "running": "green",
+    "waiting": "cyan",
+    "paused": "yellow",
+    "stopped": "red",
+    "draining": "yellow",
+    "finished": "green",
+}
+
+
+def clean(text: object) -> str:
+    """Text from outside, on one line and without control characters, for a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
+
+
+def duration(seconds: float) -> str:
+    """A time span for people.
+
+    Examples
+    --------
+    >>> duration(3.2), duration(75), duration(7300)
+    ('3.2 s', '1 min 15 s', '2 h 01 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    Examples
+    --------
+    >>> size(2048), size(3 * 2**30)
+    ('2.0 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def view(snapshot: Any, *, height: int = 40) -> RenderableType:
+    """The live view of a session's snapshot, no higher than ``height`` lines."""
+    colour = MODE_COLOURS.get(snapshot.mode, "white")
+    head = Text.assemble(
+        (f" {snapshot.mode} ", f"bold reverse {colour}"),
+        f"  {duration(snapshot.elapsed_seconds)}  ·  {clean(snapshot.device)}  ·  {snapshot.workers} workers  ·  ",
+        f"{size(snapshot.disk_free_bytes)} free",
+    )
+    parts: list[RenderableType] = [head]
+    if snapshot.message:
+        parts.append(Text(clean(snapshot.message), style=f"bold {colour}"))
+    parts += [Text(clean(trouble), style="yellow") for trouble in snapshot.degraded[:3]]
+    parts.append(Text(" → ".join(snapshot.plan), style="dim"))
+
+    jobs = snapshot.jobs
+    counts = Table.grid(padding=(0, 3))
+    counts.add_row(
+        _number("done", jobs.get("done", 0), "green"),
+        _number("in work", jobs.get("claimed", 0), "cyan"),
+        _number("queued", jobs.get("ready", 0), "cyan"),
+        _number("waiting", snapshot.waiting_count, "yellow"),
+        _number("settling", snapshot.settling, "white"),
+        _number("failed", len([row for row in snapshot.failures if row["state"] == "failed"]), "red"),
+        _number("rejected", jobs.get("rejected", 0), "magenta"),
+        _number("warnings", snapshot.warnings, "yellow"),
+    )
+    parts.append(counts)
+    rates = f"{snapshot.micrographs_per_hour:,.0f} micrographs/h  ·  {snapshot.particles_per_second:,.1f} particles/s"
+    if snapshot.oldest_seconds:
+        rates += f"  ·  oldest in the queue {duration(snapshot.oldest_seconds)}"
+    parts.append(Text(rates))
+    if snapshot.rows:
+        parts.append(Text("   ".join(f"{name} {count:,}" for name, count in snapshot.rows.items()), style="bold"))
+    if snapshot.operation_seconds:
+        times = "   ".join(f"{name} {1000 * mean:.0f} ms" for name, mean in snapshot.operation_seconds.items())
+        parts.append(Text(f"per micrograph: {times}", style="dim"))
+
+    room = max(2, (height - len(parts) - 6) // 3)
+    parts += _list("in work", [(name, duration(age)) for name, age in snapshot.running], room, "cyan")
+    parts += _list("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], room, "yellow")
+    failures = [(row["file"], f"{row['reason']}") for row in snapshot.failures]
+    parts += _list("last failures", failures, room, "red")
+    return Panel(Group(*parts), title=f"streamprep  {clean(snapshot.output)}", title_align="left", border_style=colour)
+
+
+def _number(name: str, value: int, colour: str) -> Text:
+    return Text.assemble((f"{value:,}", f"bold {colour}" if value else "dim"), (f" {name}", "dim"))
+
+
+def _list(title: str, rows: list[tuple[str, str]], room: int, colour: str) -> list[RenderableType]:
+    if not rows:
+        return []
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style=colour)
+    table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+    for name, said in rows[:room]:
+        table.add_row(escape(clean(name)), escape(clean(said)))
+    more = len(rows) - room
+    return [Text(title if more <= 0 else f"{title} (and {more} more)", style=f"underline {colour}"), table]
+
+
+def summary(snapshot: Any) -> list[str]:
+    """The end of a session in plain lines: what was made, what waits and for what, what failed and why."""
+    jobs = snapshot.jobs
+    failed = len([row for row in snapshot.failures if row["state"] == "failed"])
+    head = (
+        f"{jobs.get('done', 0)} micrographs done, {snapshot.waiting_count} waiting, {failed} failed, "
+        f"{jobs.get('rejected', 0)} rejected, {snapshot.warnings} with warnings, "
+        f"in {duration(snapshot.elapsed_seconds)}"
+    )
+    lines = [head]
+    lines += [f"  {count:,} rows in {name}" for name, count in snapshot.rows.items()]
+    lines += [f"  waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in snapshot.waiting]
+    lines += [f"  {row['state']}: {clean(row['file'])}: {clean(row['reason'])}" for row in snapshot.failures]
+    if snapshot.message:
+        lines.append(f"  {clean(snapshot.message)}")
+    lines.append(f"results in {clean(snapshot.output)}")
+    return lines
+
+
+class Console:
+    """Shows a session.
+
+    Parameters
+    ----------
+    style
+        ``live`` redraws a view, ``plain`` writes a line per event, ``json`` a JSON object per event, ``quiet`` only the
+        summary. ``auto`` choices are the command line's.
+    stream
+        Where to; standard output unless given.
+    """
+
+    def __init__(
+        self, style: Style, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.style, self._clock = style, clock
+        self._stream = stream or sys.stdout
+        self._rich = RichConsole(file=self._stream, highlight=False)
+        self._live: Live | None = None
+        self._snapshot: Any = None
+        self._next_line = 0.0
+
+    @hookimpl
+    def run_started(self, plan: Any, config: Any) -> None:
+        """Begin."""
+        steps = " → ".join(f"{step.table}.{step.name}" for step in plan.steps)
+        if self.style == "live":
+            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
+            self._live.start()
+        elif self.style == "json":
+            self._event("run_started", plan=plan.hash, steps=[step.describe() for step in plan.steps])
+        elif self.style == "plain":
+            self._line(f"streamprep: watching {', '.join(config.session.watch)}; {steps}")
+
+    def _render(self) -> RenderableType:
+        if self._snapshot is None:
+            return Text("starting")
+        return view(self._snapshot, height=self._rich.size.height)
+
+    @hookimpl
+    def item_finished(self, item: str, state: str, reason: str | None) -> None:
+        """Say how an item ended."""
+        if self.style == "json":
+            self._event("item_finished", item=item, state=state, reason=reason)
+        elif self.style == "plain":
+            self._line(f"{state:<8} {clean(item)}{f': {clean(reason)}' if reason else ''}")
+
+    @hookimpl
+    def operation_finished(self, item: str, operation: str, seconds: float) -> None:
+        """Only for machines."""
+        if self.style == "json":
+            self._event("operation_finished", item=item, operation=operation, seconds=round(seconds, 6))
+
+    @hookimpl
+    def warning_raised(self, message: str) -> None:
+        """Pass a message on."""
+        if self.style == "json":
+            self._event("warning", message=message)
+        elif self.style == "live":
+            self._rich.print(Text(clean(message), style="yellow"))
+        else:
+            self._line(f"warning: {clean(message)}")
+
+    @hookimpl
+    def snapshot_taken(self, snapshot: Any) -> None:
+        """Keep the newest state; write a line of it now and then where there is no live view."""
+        self._snapshot = snapshot
+        if self.style == "plain" and self._clock() >= self._next_line:
+            if self._next_line:
+                done, queued = snapshot.jobs.get("done", 0), snapshot.jobs.get("ready", 0)
+                self._line(
+                    f"{snapshot.mode}: {done} done, {queued} queued, {snapshot.waiting_count} waiting, "
+                    f"{snapshot.micrographs_per_hour:.0f} micrographs/h, {size(snapshot.disk_free_bytes)} free"
+                )
+            self._next_line = self._clock() + PLAIN_EVERY_SECONDS
+
+    @hookimpl
+    def run_stopped(self, snapshot: Any) -> None:
+        """End with a summary."""
+        if self._live is not None:
+            self._live.stop()
+            self._rich.print(view(snapshot))
+        if self.style == "json":
+            jobs, rows = snapshot.jobs, snapshot.rows
+            self._event("run_stopped", mode=snapshot.mode, jobs=jobs, rows=rows, waiting=snapshot.waiting_count)
+        else:
+            for line in summary(snapshot):
+                self._line(line)
+
+    def _line(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def _event(self, event: str, **values: Any) -> None:
+        self._line(json.dumps({"event": event, "time": round(time.time(), 3), **values}, default=str))

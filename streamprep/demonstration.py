@@ -1,0 +1,131 @@
+"""The demonstration: a simulated microscope and the daemon side by side, then a summary and a picture."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamprep.config import load
+from streamprep.engine import Engine
+from streamprep.formats import mrc, star
+from streamprep.hookspecs import hookimpl
+from streamprep.model import ConfigError, FloatArray
+from streamprep.pictures import beside, micrograph_picture, montage
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import Plugins, load_plugins
+from streamprep.simulate import Acquisition, expose, prepare
+
+Prepare = Callable[[Engine, Plugins, str], None]
+
+
+class _StopWhenDone:
+    """A plugin that ends the session when every exposure is through."""
+
+    def __init__(self, expected: int) -> None:
+        self.left = expected
+        self.engine: Engine | None = None
+
+    @hookimpl
+    def item_finished(self, item: str) -> None:
+        """Count; files that are no micrographs end here only when they fail."""
+        if item.startswith("Micrographs/"):
+            self.left -= 1
+            if self.left <= 0 and self.engine is not None:
+                self.engine.stop()
+
+
+def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_session: Prepare) -> int:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    folder
+        Made; emptied first when it holds an earlier demonstration.
+    micrographs, interval_s
+        How many exposures, and the seconds between them.
+    style, prepare_session
+        How the console looks, and what registers it.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when every micrograph was processed.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not ((folder / "truth.star").exists() and (folder / "streamprep.toml").exists()):
+            raise ConfigError(f"{folder}: holds something that is no demonstration; give another folder")
+        shutil.rmtree(folder)
+    acquisition = Acquisition(micrographs=micrographs, size_px=1024, particles=30, box_size_px=96)
+    prepare(folder, acquisition)
+    config = load(folder / "streamprep.toml")
+    plugins = load_plugins(block=config.plugins.block)
+    engine = Engine(config, plugins, resolve(config, plugins))
+    prepare_session(engine, plugins, style)
+    stopper = _StopWhenDone(micrographs)
+    stopper.engine = engine
+    plugins.manager.register(stopper)
+
+    beam_off = threading.Event()
+
+    def microscope() -> None:
+        try:
+            for index in range(micrographs):
+                if beam_off.wait(interval_s if index else 0.0):
+                    return
+                expose(folder, acquisition, index)
+        except BaseException:
+            engine.stop()
+            raise
+
+    thread = threading.Thread(target=microscope, name="microscope")
+    thread.start()
+    try:
+        last = engine.run()
+    finally:
+        beam_off.set()
+        thread.join()
+    picture = draw(engine.output, folder, config.folder)
+    if picture is not None:
+        print(f"picture: {picture} (circles: particles, squares: noise boxes)")  # noqa: T201
+    return 0 if last.jobs.get("done", 0) == micrographs else 1
+
+
+def draw(output: Path, folder: Path, base: Path) -> Path | None:
+    """A picture of the first micrograph with its picks, and montages of its particle and noise boxes."""
+    coordinates: dict[str, dict[str, FloatArray]] = {}
+    stacks: dict[str, list[str]] = {}
+    for label in ("particles", "noise"):
+        table = output / f"{label}.star"
+        if not table.exists():
+            return None
+        loop = star.read_loops(table)[-1]
+        xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
+        names = np.array(loop.text("rlnMicrographName"))
+        coordinates[label] = {name: xy[names == name] for name in sorted(set(names.tolist()))}
+        stacks[label] = [name.partition("@")[2] for name in loop.text("rlnImageName")]
+    name = next(iter(coordinates["particles"]))
+    pixels = mrc.read(base / name).pixels
+    box = int(mrc.read(output / stacks["particles"][0]).pixels.shape[-1])
+    left = micrograph_picture(
+        pixels,
+        coordinates["particles"][name],
+        coordinates["noise"].get(name, np.empty((0, 2))),
+        box_size_px=box,
+    )
+    sheets: list[Any] = []
+    for label in ("particles", "noise"):
+        stack = next(path for path in stacks[label] if Path(path).stem == Path(name).stem)
+        sheets.append(montage(mrc.read(output / stack).pixels[:30], columns=6))
+    target = folder / "demo.png"
+    beside(left, sheets).save(target)
+    return target

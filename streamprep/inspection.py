@@ -1,0 +1,117 @@
+"""Looking at a session from outside, and asking it to retry: `streamprep status` and `streamprep retry`.
+
+While the daemon runs it alone has the ledger; it is seen through ``status.json`` and asked through request files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from streamprep.committer import STATE_FOLDER
+from streamprep.config import Config
+from streamprep.engine import find_output, open_ledger, try_lock
+from streamprep.ledger import Ledger
+from streamprep.model import ConfigError
+from streamprep.pipeline import Plan
+
+LISTED = 50
+
+
+def look(config: Config, plan: Plan) -> dict[str, Any]:
+    """The state of the session, from the running daemon or from the ledger.
+
+    Raises
+    ------
+    ConfigError
+        Nothing was processed with this plan so far.
+    """
+    output = _existing(config, plan)
+    lock = try_lock(output)
+    if lock is None:
+        path = output / STATE_FOLDER / "status.json"
+        try:
+            written = path.stat().st_mtime
+            report: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{output}: the daemon is starting; ask again in a moment ({error})") from error
+        return {"daemon": "running", "age_seconds": round(time.time() - written, 1), **report}
+    with lock:
+        ledger = open_ledger(output, config, plan)
+        try:
+            return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
+        finally:
+            ledger.close()
+
+
+def _from_ledger(ledger: Ledger) -> dict[str, Any]:
+    now = time.time()
+    files = ledger.file_counts()
+    return {
+        "mode": "not running",
+        "message": "",
+        "jobs": ledger.job_counts(),
+        "files": {f"{kind} {state}": count for (kind, state), count in files.items()},
+        "waiting": [(item, reason, now - since) for item, reason, since in ledger.waiting(LISTED)],
+        "waiting_count": files.get(("micrograph", "ready"), 0),
+        "unmatched": ledger.unmatched(LISTED),
+        "rows": {name: ledger.row_count(name) for name in ledger.lengths() if "{item}" not in name},
+        "failures": ledger.failures(LISTED),
+        "warnings": ledger.warnings(LISTED),
+    }
+
+
+def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
+    """The state for people."""
+    age = f", state {report['age_seconds']:g} s old" if "age_seconds" in report else ""
+    lines = [f"{report['output']}: daemon {report['daemon']}{age}"]
+    if report.get("message"):
+        lines.append(str(report["message"]))
+    lines += [f"degraded: {trouble}" for trouble in report.get("degraded", ())]
+    jobs = report["jobs"]
+    counts = [
+        f"{jobs.get(state, 0)} {name}"
+        for state, name in (("done", "done"), ("claimed", "in work"), ("ready", "queued"))
+    ]
+    lines.append(", ".join([*counts, f"{report['waiting_count']} waiting", f"{jobs.get('rejected', 0)} rejected"]))
+    lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
+    lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
+    lines += [f"without a micrograph: {kind} for {name}" for kind, name in report.get("unmatched", ())]
+    for row in report["failures"]:
+        lines.append(f"{row['state']}: {row['file']}: {row['reason']} ({row['attempts']} attempts)")
+        if tracebacks and row["traceback"]:
+            lines.append(row["traceback"])
+    warnings = report["warnings"]
+    if isinstance(warnings, int):
+        lines.append(f"{warnings} items with warnings")
+    else:
+        lines += [f"warning: {item}: {'; '.join(said)}" for item, said in warnings]
+    if any(row["state"] == "failed" for row in report["failures"]):
+        lines.append("failed items are taken up again by: streamprep retry")
+    return "\n".join(lines)
+
+
+def retry(config: Config, plan: Plan, name: str | None) -> str:
+    """Ask for failed items to be taken up again; returns what was done."""
+    output = _existing(config, plan)
+    lock = try_lock(output)
+    if lock is None:
+        request = output / STATE_FOLDER / f"request-{time.time_ns()}.json"
+        request.write_text(json.dumps({"name": name}))
+        return "the running daemon was asked to take failed items up again"
+    with lock:
+        ledger = open_ledger(output, config, plan)
+        try:
+            count = ledger.retry(name)
+        finally:
+            ledger.close()
+    return f"{count} failed items will be taken up again at the next start"
+
+
+def _existing(config: Config, plan: Plan) -> Path:
+    output, exists = find_output(config, plan)
+    if not exists:
+        raise ConfigError(f"{output}: nothing was processed with this configuration so far; streamprep run begins")
+    return output

@@ -1,0 +1,167 @@
+"""Texts made from the operations' own models: the commented configuration, and the explanations of `streamprep ops`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from streamprep.config import Config, CtfSection, OpticsSection, Session, nearest
+from streamprep.hookspecs import OPERATION_HOOKS
+from streamprep.model import ConfigError
+from streamprep.plugin_manager import LoadedOperation, Plugins
+
+DEFAULT_OPERATIONS = ("coordinates.pick_noise", "particles.normalize", "particles.invert")
+USUAL_FOLDERS = ("Micrographs", "Coordinates")
+
+
+def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
+    """A complete, commented configuration.
+
+    Parameters
+    ----------
+    plugins
+        Their operations all appear.
+    folder
+        Where the session lies; folders and CTF tables that are there are put in.
+    active
+        ``lane.name`` of the operations that are turned on; the others are commented out.
+
+    Raises
+    ------
+    ConfigError
+        An operation is not installed.
+    """
+    known = {f"{lane}.{made.info.name}" for lane, made in _by_lane(plugins)}
+    for name in active - known:
+        raise ConfigError(f"--operation {name}: not installed; {nearest(name, sorted(known))}")
+    watch = [name for name in USUAL_FOLDERS if (folder / name).is_dir()] or list(USUAL_FOLDERS)
+    lines = [
+        "# streamprep configuration. Paths are relative to this file. Lines that begin with # show defaults.",
+        "",
+        "[session]",
+        *_fields(Session, {"watch": watch, "output": "streamprep_out"}),
+        "",
+        "[optics]",
+        *_fields(OpticsSection, {}),
+        "",
+    ]
+    tables = sorted(path.name for path in folder.glob("*ctf*.star"))
+    described = CtfSection.model_fields["table"].description
+    if tables:
+        lines += [
+            "# Micrographs wait for their CTF.",
+            "[ctf]",
+            f"# {described}",
+            f"table = {_toml(tables[0])}",
+            "",
+        ]
+    else:
+        lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
+                  '# table = "micrographs_ctf.star"', ""]  # fmt: skip
+    for lane, made in _by_lane(plugins):
+        table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
+        on = lane == "extract" or table in active
+        about = (inspect.getdoc(made.info.params) or "").splitlines()[0]
+        lines.append(f"# {about} (order {made.info.order}, {made.distribution})")
+        needed = {"box_size_px": 256} if lane == "extract" else {}
+        section = [f"[{table}]", *_fields(made.info.params, needed)]
+        lines += section if on else [f"# {line}" if not line.startswith("#") else line for line in section]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _by_lane(plugins: Plugins) -> Iterable[tuple[str, LoadedOperation]]:
+    for lane, hook in OPERATION_HOOKS.items():
+        found = [made for made in plugins.operations if made.info.hook == hook]
+        for made in sorted(found, key=lambda made: (made.info.order, made.info.name)):
+            yield lane, made
+
+
+def _fields(model: type[BaseModel], given: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, field in model.model_fields.items():
+        lines += textwrap.wrap(field.description or "", 108, initial_indent="# ", subsequent_indent="# ")
+        if name in given:
+            lines.append(f"{name} = {_toml(given[name])}")
+        elif field.is_required():
+            lines.append(f"{name} = ")
+        elif field.default is None:
+            lines.append(f"# {name} =")
+        else:
+            lines.append(f"# {name} = {_toml(field.get_default(call_default_factory=True))}")
+    return lines
+
+
+def _toml(value: object) -> str:
+    """A value as TOML; for the kinds of values that parameters have, JSON's form is TOML's."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def list_operations(plugins: Plugins) -> str:
+    """All the operations, by lane and order."""
+    lines = []
+    for lane, made in _by_lane(plugins):
+        about = (inspect.getdoc(made.function) or "").splitlines()[0]
+        lines.append(f"{lane:<12} {made.info.order:>4}  {made.info.name:<18} {about}  [{made.distribution}]")
+    return "\n".join(lines)
+
+
+def explain_operation(plugins: Plugins, name: str) -> str:
+    """One operation: what it does, its parameters with type, unit, default and range, and the kernel's own page.
+
+    Raises
+    ------
+    ConfigError
+        No plugin offers it.
+    """
+    found = [(lane, made) for lane, made in _by_lane(plugins) if made.info.name == name]
+    if not found:
+        names = sorted({made.info.name for made in plugins.operations})
+        raise ConfigError(f"{name}: no such operation; {nearest(name, names)}")
+    parts = []
+    for lane, made in found:
+        lines = [f"{name}  [{lane}]  order {made.info.order}  ({made.distribution} {made.version})"]
+        lines += ["", inspect.getdoc(made.function) or "", "", "Parameters:"]
+        for key, field in made.info.params.model_fields.items():
+            lines.append(f"  {key} ({type_text(field)}; {default_text(field)})")
+            lines += textwrap.wrap(field.description or "", 100, initial_indent="      ", subsequent_indent="      ")
+        parts.append("\n".join(lines))
+    kernel = getattr(inspect.getmodule(found[0][1].function), name, None)
+    if kernel is not None and inspect.getdoc(kernel):
+        parts.append("How it is computed:\n\n" + textwrap.indent(inspect.getdoc(kernel) or "", "  "))
+    return "\n\n".join(parts)
+
+
+def type_text(field: FieldInfo) -> str:
+    """A parameter's type for people."""
+    kind = field.annotation
+    choices = [part for part in get_args(kind) if part is not type(None)]
+    if choices and all(isinstance(part, str) for part in choices):
+        return " | ".join(choices)
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    parts = choices or [kind]
+    return " or ".join(names.get(part, getattr(part, "__name__", str(part))) for part in parts)
+
+
+def default_text(field: FieldInfo) -> str:
+    """A parameter's default and range for people."""
+    limits = []
+    for rule in field.metadata:
+        for sign, attribute in (("≥", "ge"), (">", "gt"), ("≤", "le"), ("<", "lt")):
+            if hasattr(rule, attribute):
+                limits.append(f"{sign} {getattr(rule, attribute)}")
+    if field.is_required():
+        default = "required"
+    else:
+        default = "optional" if field.default is None else f"default {_toml(field.default)}"
+    return ", ".join([default, *limits])
+
+
+__all__ = ["DEFAULT_OPERATIONS", "Config", "configuration", "explain_operation", "list_operations"]
