@@ -150,9 +150,11 @@ def _log_to(folder: Path) -> None:
         errors="backslashreplace",
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("streamprep").addHandler(handler)
-    logging.getLogger("streamprep").setLevel(logging.INFO)
-    logging.getLogger("streamprep").propagate = False
+    for name in ("streamprep", "watchdog", "pebble"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 @app.command()

@@ -169,7 +169,8 @@ class Committer:
         staged: Sequence[Staged],
         folder: Path,
         *,
-        warnings: Sequence[str],
+        warnings: Sequence[str] = (),
+        notes: Sequence[str] = (),
         seconds: float,
         now: float,
     ) -> None:
@@ -194,7 +195,9 @@ class Committer:
         for part in staged:
             for rows in part.rows:
                 blocks.append(self._append(rows, blocks, optics))
-        self._ledger.commit(job, shards, blocks, optics=optics, warnings=warnings, seconds=seconds, now=now)
+        self._ledger.commit(
+            job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
+        )
         for block in blocks:
             if block.table in self._published:
                 self._rows[block.table] = self._rows.get(block.table, 0) + block.count

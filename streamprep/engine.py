@@ -373,7 +373,8 @@ class Engine:
         except OSError as error:
             self._tell(f"the tables could not be published: {error}; the next start does it")
         self.ledger.stop_run(run, self._now())
-        self._mode = "finished" if self._mode != "stopped" else "stopped"
+        if self._mode != "stopped":
+            self._mode, self._message = "finished", ""
         self._snapshot = self._look()
         self._call("snapshot_taken", snapshot=self._snapshot)
         self._call("run_stopped", snapshot=self._snapshot)
@@ -571,6 +572,7 @@ class Engine:
                     outcome.staged,
                     running.folder,
                     warnings=outcome.warnings,
+                    notes=outcome.notes,
                     seconds=outcome.seconds,
                     now=now,
                 )
@@ -607,7 +609,7 @@ class Engine:
             self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
         for warning in outcome.warnings:
             log.warning("%s: %s", job.item, warning)
-        self._item_finished(job.item, "done", "; ".join(outcome.warnings) or None)
+        self._item_finished(job.item, "done", "; ".join((*outcome.warnings, *outcome.notes)) or None)
 
     def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:
         certain = outcome.verdict in ("bad-input", "gone")
@@ -729,7 +731,7 @@ class Engine:
                 "waiting": self.ledger.waiting(10),
                 "waiting_count": files.get(("micrograph", "ready"), 0),
                 "failures": tuple(self.ledger.failures(KEPT_FAILURES)),
-                "warnings": len(self.ledger.warnings(1000)),
+                "warnings": self.ledger.warning_count(),
                 "oldest": self.ledger.oldest_waiting(),
             }
         views = self._views

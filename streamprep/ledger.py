@@ -51,7 +51,7 @@ CREATE TABLE jobs (
   id INTEGER PRIMARY KEY, item TEXT NOT NULL, file INTEGER NOT NULL REFERENCES files, generation INTEGER NOT NULL,
   inputs TEXT NOT NULL, signature TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('ready','claimed','done','rejected','failed','superseded')),
-  attempts INTEGER NOT NULL DEFAULT 0, reason TEXT, operation TEXT, trace TEXT, warnings TEXT,
+  attempts INTEGER NOT NULL DEFAULT 0, reason TEXT, operation TEXT, trace TEXT, warnings TEXT, notes TEXT,
   finished REAL, seconds REAL, UNIQUE (item, generation)) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state);
 CREATE INDEX jobs_by_file ON jobs (file);
@@ -531,7 +531,8 @@ class Ledger:
         blocks: Sequence[Block],
         *,
         optics: Mapping[str, Sequence[Mapping[str, Any]]],
-        warnings: Sequence[str],
+        warnings: Sequence[str] = (),
+        notes: Sequence[str] = (),
         seconds: float,
         now: float,
     ) -> None:
@@ -573,8 +574,9 @@ class Ledger:
                         (table, number, json.dumps(data, sort_keys=True)),
                     )
             self._db.execute(
-                "UPDATE jobs SET state = 'done', warnings = ?, reason = NULL, finished = ?, seconds = ? WHERE id = ?",
-                (_text(json.dumps(list(warnings))) if warnings else None, now, seconds, job.id),
+                "UPDATE jobs SET state = 'done', warnings = ?, notes = ?, reason = NULL, finished = ?, seconds = ? "
+                "WHERE id = ?",
+                (*(json.dumps(list(said)) if said else None for said in (warnings, notes)), now, seconds, job.id),
             )
             self._db.execute(
                 "UPDATE files SET state = 'done', reason = NULL WHERE id = ? AND state = 'queued'",
@@ -695,6 +697,11 @@ class Ledger:
             (limit,),
         )
         return [(row[0], json.loads(row[1])) for row in rows]
+
+    def warning_count(self) -> int:
+        """Items done with warnings."""
+        row = self._db.execute("SELECT count(*) FROM jobs WHERE state = 'done' AND warnings IS NOT NULL").fetchone()
+        return int(row[0])
 
     def oldest_waiting(self) -> float | None:
         """When the oldest file was noticed that still waits or is queued."""

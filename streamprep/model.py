@@ -213,6 +213,8 @@ class Context:
     """Read an image file of any known format as a host array."""
     warn: Callable[[str], None] = lambda _: None
     """Record a warning beside the item. It is shown in ``streamprep status`` and does not stop anything."""
+    note: Callable[[str], None] = lambda _: None
+    """Record something that is as it should be but worth reporting, such as boxes skipped at the edge."""
 
     def rng(self, *keys: int | str) -> np.random.Generator:
         """A random generator that depends on the seed, the operation, the item and ``keys`` only.

@@ -83,6 +83,7 @@ class Outcome:
     staged: tuple[Staged, ...] = ()
     entries: tuple[EntryRow, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
     seconds: float = 0.0
 
@@ -132,6 +133,7 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
     started = time.perf_counter()
     timings: list[tuple[str, float]] = []
     warnings: list[str] = []
+    notes: list[str] = []
     running: list[str] = []
 
     @contextlib.contextmanager
@@ -143,7 +145,9 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         running.pop()
 
     try:
-        made = _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, warnings)
+        made = (
+            _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, warnings, notes)
+        )
     except Reject as reject:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except InputError as error:
@@ -160,7 +164,13 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         if operation is not None and not isinstance(error, OperationError):
             said = f"{operation}: {said}"
         made = Outcome("failed", said, operation, traceback.format_exc())
-    return replace(made, warnings=tuple(warnings), timings=tuple(timings), seconds=time.perf_counter() - started)
+    return replace(
+        made,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+        timings=tuple(timings),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def identity_at(path: Path) -> Identity:
@@ -208,6 +218,7 @@ def _process(
     job: MicrographJob,
     timer: Callable[[str], contextlib.AbstractContextManager[None]],
     warnings: list[str],
+    notes: list[str],
 ) -> Outcome:
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", "the micrograph changed before it was read")
@@ -241,6 +252,7 @@ def _process(
         companions={wanted.kind: path for wanted, path in job.inputs},
         read_image=read_image,
         warn=warnings.append,
+        note=notes.append,
     )
     micrograph = make_micrograph(worker.config, job, image, ctf if isinstance(ctf, Ctf) else None)
     result = run_micrograph(

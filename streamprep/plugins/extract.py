@@ -108,7 +108,7 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
         ctx.warn(f"{source}: {said}; they were left out")
     crossing = int((on_image & ~keep).sum())
     if crossing:
-        ctx.warn(f"{crossing} of {len(coordinates)} {ctx.label} boxes cross the micrograph's edge and were skipped")
+        ctx.note(f"{crossing} of {len(coordinates)} {ctx.label} boxes cross the micrograph's edge and were skipped")
     kept = replace(coordinates.select(keep), box_size_px=params.box_size_px)
     boxes = extract(micrograph.pixels, kept.xy_px, box_size_px=params.box_size_px)
     optics = micrograph.optics
