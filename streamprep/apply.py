@@ -28,7 +28,9 @@ def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, 
     values: dict[str, dict[str, Any]] = {name: {} for name in operations}
     for text in overrides:
         keys, value = parse_override(text)
-        if len(keys) != 2 or keys[0] not in values:
+        if keys[0] in values and len(keys) != 2:
+            raise ConfigError(f"--set {text}: write it as OPERATION.KEY=VALUE, for example normalize.method=new")
+        if keys[0] not in values:
             hint = nearest(keys[0], list(values))
             raise ConfigError(f"--set {text}: {keys[0]} is not one of the operations to apply; {hint}")
         values[keys[0]][keys[1]] = value
@@ -66,11 +68,22 @@ def apply(
     -------
     list of str
         Warnings of the operations.
+
+    Raises
+    ------
+    ConfigError
+        An operation, a parameter, the device or the place of ``target`` is not valid.
+    InputError
+        ``source`` or ``ctf`` cannot be used.
     """
-    try:
-        kind = formats.classify_path(source, _head(source))
-    except FileNotFoundError as error:
-        raise InputError(source, "no such file") from error
+    if target.is_dir():
+        raise ConfigError(f"{target}: this is a folder; give the name of a file to write")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: its folder does not exist; make it first")
+    for path in (source, *(() if ctf is None else (ctf,))):
+        if not path.is_file():
+            raise InputError(path, "this is a folder, not a file" if path.is_dir() else "no such file")
+    kind = formats.classify_path(source, _head(source))
     if kind is None:
         raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc and .map")
     image: Image = formats.read_item(Item("map", source.stem, source))  # type: ignore[assignment]

@@ -30,20 +30,23 @@ def fourier_crop(images: Array, size_px: int) -> Array:
     box = int(images.shape[-1])
     if size_px == box:
         return images
-    spectrum = xp.fft.rfftn(images, axes=(-2, -1))
-    low = (size_px + 1) // 2
-    if size_px % 2:
-        rows = xp.concat([spectrum[:, :low, :], spectrum[:, box - low + 1 :, :]], axis=1)
-    else:  # the row at Nyquist stands for both signs of the frequency
-        nyquist = (spectrum[:, low : low + 1, :] + spectrum[:, box - low : box - low + 1, :]) / 2
-        rows = xp.concat([spectrum[:, :low, :], nyquist, spectrum[:, box - low + 1 :, :]], axis=1)
-    kept = rows[:, :, : size_px // 2 + 1]
-    offset = size_px // 2 - (box // 2) * size_px / box
+    half = size_px // 2
+    spectrum = xp.fft.rfftn(images, axes=(-2, -1))[:, :, : half + 1]
+    rows = xp.concat([spectrum[:, : half + 1, :], spectrum[:, box - half :, :]], axis=1)  # 0 … half, −half … −1
+    offset = half - (box // 2) * size_px / box
     if offset != 0.0:
         place = array_device(images)
-        turn = 2j * math.pi * offset
-        ramp_y = xp.exp(-turn * xp.fft.fftfreq(size_px, device=place))
-        ramp_x = xp.exp(-turn * xp.fft.rfftfreq(size_px, device=place))
-        kept = kept * xp.astype(ramp_y[:, None] * ramp_x[None, :], kept.dtype)
-    cropped = xp.fft.irfftn(kept, s=(size_px, size_px), axes=(-2, -1))
+        positive = xp.arange(half + 1, dtype=xp.float64, device=place)
+        turn = -2j * math.pi * offset / size_px
+        ramp_x = xp.exp(turn * positive)
+        ramp_y = xp.exp(turn * xp.concat([positive, xp.arange(-half, 0, dtype=xp.float64, device=place)]))
+        rows = rows * xp.astype(ramp_y[:, None] * ramp_x[None, :], rows.dtype)
+    if size_px % 2 == 0:  # what is at Nyquist stands for both signs of the frequency
+        nyquist = (rows[:, half : half + 1, :] + rows[:, half + 1 : half + 2, :]) / 2
+        rows = xp.concat([rows[:, :half, :], nyquist, rows[:, half + 2 :, :]], axis=1)
+    columns = xp.fft.ifft(rows, axis=-2)
+    if size_px % 2 == 0:  # numpy's irfft ignores an imaginary part there; other libraries do not promise to
+        both = xp.astype(xp.real(columns[:, :, half:]), columns.dtype)
+        columns = xp.concat([columns[:, :, :half], both], axis=2)
+    cropped = xp.fft.irfft(columns, n=size_px, axis=-1)
     return xp.astype(cropped * (size_px / box) ** 2, xp.float32)

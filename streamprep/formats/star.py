@@ -15,7 +15,8 @@ import numpy.typing as npt
 from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError
 
 MAX_BYTES = 4 << 30
-_PLAIN = re.compile(r"[^\s'\"#_$\[;][^\s]*\Z")
+_PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
+"""Text that needs no quotes: printable ASCII that is no key word; gemmi takes no other, starfile cuts lines at any #."""
 
 CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
@@ -89,12 +90,12 @@ def read_loops(path: Path) -> list[Loop]:
             pairs: dict[str, list[str]] = {}
             for item in block:
                 if item.loop is not None:
-                    tags = [tag.lstrip("_") for tag in item.loop.tags]
+                    tags = [tag[1:] for tag in item.loop.tags]
                     width, values = len(tags), [gemmi.cif.as_string(value) for value in item.loop.values]
                     columns = {tag: values[index::width] for index, tag in enumerate(tags)}
                     loops.append(Loop(path, block.name.strip(), columns, len(values) // width))
                 elif item.pair is not None:
-                    pairs[item.pair[0].lstrip("_")] = [gemmi.cif.as_string(item.pair[1])]
+                    pairs[item.pair[0][1:]] = [gemmi.cif.as_string(item.pair[1])]
             if pairs:
                 loops.append(Loop(path, block.name.strip(), pairs, 1))
     except UnicodeError as error:
@@ -114,13 +115,17 @@ def read_entries(path: Path) -> list[Entry]:
     """
     loops = read_loops(path)
     entries: list[Entry] = []
+    known = False
     for loop in loops:
-        if "rlnCoordinateX" in loop and "rlnCoordinateY" in loop:
+        if "rlnCoordinateX" in loop or "rlnCoordinateY" in loop:
             entries += _coordinates(loop)
         elif "rlnDefocusU" in loop and ("rlnMicrographName" in loop or "rlnMicrographNameNoDW" in loop):
             optics = next((other for other in loops if other.block == "optics"), None)
             entries += _ctfs(loop, optics)
-    if not entries and not any("rlnCoordinateX" in loop or "rlnDefocusU" in loop for loop in loops):
+        else:
+            continue
+        known = True
+    if not known:
         names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
         raise InputError(
             path,
@@ -157,7 +162,7 @@ def _coordinates(loop: Loop) -> Iterable[Entry]:
     for micrograph, rows in _groups(loop, "rlnMicrographName"):
         columns = {name: values[rows] for name, values in further.items()}
         data = Coordinates(xy_px=xy[rows], columns=columns)
-        digest = digest_of(xy[rows].tolist(), {name: values.tolist() for name, values in columns.items()})
+        digest = digest_of(xy[rows].tolist(), [(name, columns[name].tolist()) for name in sorted(columns)])
         yield Entry(micrograph, digest, data)
 
 
@@ -175,7 +180,7 @@ def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
     for column, field in _OPTICS_COLUMNS.items():
         if column in loop:
             constants[field] = loop.floats(column)
-        elif optics is not None and column in optics:
+        elif optics is not None and optics.rows and column in optics:
             groups = dict(zip(optics.columns.get("rlnOpticsGroup", ["1"]), optics.floats(column), strict=False))
             named = loop.columns.get("rlnOpticsGroup", [next(iter(groups))] * loop.rows)
             unknown = next((name for name in named if name not in groups), None)
@@ -225,6 +230,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.match(value):
             return value
+        value = value.encode("utf-8", "backslashreplace").decode()  # bytes of a file name that are no text
         cleaned = " ".join(value.split()) or "None"
         if _PLAIN.match(cleaned):
             return cleaned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamprep import Context, Map, Params, Particles, operation
+from streamprep.arrays import array_namespace
 from streamprep.model import Array
 
 
@@ -12,7 +13,7 @@ def invert(pixels: Array) -> Array:
     Parameters
     ----------
     pixels
-        Any shape, any real dtype.
+        Any shape, any real dtype; integers become float32, since unsigned ones have no negative.
 
     Examples
     --------
@@ -20,6 +21,9 @@ def invert(pixels: Array) -> Array:
     >>> invert(np.array([1.0, -2.0]))
     array([-1.,  2.])
     """
+    xp = array_namespace(pixels)
+    if not xp.isdtype(pixels.dtype, "real floating"):
+        pixels = xp.astype(pixels, xp.float32)
     return -pixels
 
 

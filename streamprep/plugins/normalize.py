@@ -46,14 +46,15 @@ class Normalize(Params):
 
 @cached_filter
 def _projectors(ny: int, nx: int, method: Method, radius_px: int) -> FloatArray:
-    """Rows: the basis images, then the same over the background only, then the background's weights."""
+    """Rows: the basis images, the same over the background only, and the weights whose sum of squares is a variance."""
     inside = np.ones((ny, nx), dtype=bool) if method == "old" else background_mask(ny, nx, radius_px)
     flat = inside.ravel().astype(np.float64)
     if method == "ramp":
         basis = plane_basis(ny, nx, radius_px)
     else:
         basis = np.full((1, ny * nx), 1 / np.sqrt(max(flat.sum(), 1.0)))
-    return np.concatenate([basis, basis * flat, flat[None]])
+    degrees = max(flat.sum() - (0 if method == "old" else 1), 1.0)
+    return np.concatenate([basis, basis * flat, flat[None] / degrees])
 
 
 def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: int = -1) -> tuple[Array, Array]:
@@ -94,20 +95,21 @@ def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: i
     radius = background_radius_px if background_radius_px > 0 else nx // 2
     rows = _projectors(ny, nx, method, radius, like=pixels)
     terms = (int(rows.shape[0]) - 1) // 2
-    basis, onto, weight = rows[:terms], xp.matrix_transpose(rows[terms : 2 * terms]), rows[2 * terms]
-    degrees = xp.sum(weight) - (0 if method == "old" else 1)
+    basis, onto = rows[:terms, :], xp.matrix_transpose(rows[terms : 2 * terms, :])
+    weight = rows[2 * terms, :]
 
     normalised = xp.empty_like(pixels, dtype=xp.float32)
     flags = []
     step = max(1, CHUNK_PIXELS // (ny * nx))
     for start in range(0, n, step):
-        chunk = xp.astype(pixels[start : start + step, :, :], xp.float64)
+        stop = min(start + step, n)
+        chunk = xp.astype(pixels[start:stop, :, :], xp.float64)
         flat = xp.reshape(chunk, (int(chunk.shape[0]), ny * nx))
         flat = flat - (flat @ onto) @ basis
-        deviation = xp.sqrt((flat * flat) @ weight / degrees)
+        deviation = xp.sqrt((flat * flat) @ weight)
         constant = xp.logical_not(deviation >= CONSTANT_BELOW)
         flat = flat / xp.where(constant, xp.ones_like(deviation), deviation)[:, None]
-        normalised[start : start + step, :, :] = xp.astype(xp.reshape(flat, chunk.shape), xp.float32)
+        normalised[start:stop, :, :] = xp.astype(xp.reshape(flat, chunk.shape), xp.float32)
         flags.append(constant)
     empty = partial(xp.zeros, 0, dtype=xp.bool)
     return normalised, xp.concat(flags) if flags else empty()

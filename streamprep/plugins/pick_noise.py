@@ -258,6 +258,8 @@ def outlier_test(pixels: Array, box_size_px: int) -> Accept:
 
     grid_y, grid_x = np.mgrid[0 : ny - box + 1 : box, 0 : nx - box + 1 : box]
     reference = measure(np.stack([grid_x.ravel(), grid_y.ravel()], axis=1))
+    if not len(reference):  # no box fits into the micrograph: there is nothing to compare, and nothing to test
+        return lambda points: np.ones(len(points), dtype=bool)
     centre = np.median(reference, axis=0)
     scale = 1.4826 * np.median(np.abs(reference - centre), axis=0) + 1e-9 * (1 + np.abs(centre))
 

@@ -1,0 +1,42 @@
+# The two commands of the README are `make demo` and `make test`. Each builds its own .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test quick lint crash clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.installed ## Simulate a microscope, process its micrographs as they come, show the result
+	$(BIN)/streamprep demo
+
+test: .venv/.installed-dev lint ## All checks: lint, types, import rules, the whole test suite
+	$(BIN)/python -m pytest
+
+quick: .venv/.installed-dev ## The tests without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/.installed-dev ## Lint, formatting, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
+	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
+
+clean: ## Remove what the other targets made
+	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/.installed

@@ -1,0 +1,145 @@
+"""Fixtures of the whole suite: real data where it is at hand, small real sessions, and the program as a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from streamprep.simulate import Acquisition, simulate
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Acquisition(micrographs=3, size_px=320, particles=6, box_size_px=48, seed=7)
+
+
+def shared_folder(variable: str, name: str) -> Path:
+    """A folder of input data that is not part of the project, or a skip with the reason."""
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
+    if not folder.is_dir():
+        pytest.skip(f"no {name} folder: set {variable} to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real micrographs, picks and maps."""
+    return shared_folder("STREAMPREP_TEST_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Inputs, and what Xmipp 3 computed from them."""
+    return shared_folder("STREAMPREP_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def _acquisition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("acquisition")
+    simulate(folder, SMALL)
+    return folder
+
+
+@dataclass
+class Session:
+    """A session folder, and the program to run on it."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "streamprep.toml"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "streamprep_out"
+
+    def edit(self, old: str, new: str) -> None:
+        text = self.config.read_text()
+        assert old in text, f"{old!r} is not in the configuration"
+        self.config.write_text(text.replace(old, new))
+
+    def append(self, text: str) -> None:
+        with self.config.open("a") as file:
+            file.write(text)
+
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-c", "from streamprep.cli import main; main()", *map(str, arguments)]
+
+    def call(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, **(env or {})},
+        )
+
+    def once(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return self.call("once", "--plain", *arguments, env=env)
+
+    def start(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command("run", "--log-json", *arguments),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+
+@pytest.fixture
+def session(_acquisition: Path, tmp_path: Path) -> Session:
+    """A simulated session of three micrographs that settles at once."""
+    folder = tmp_path / "session"
+    shutil.copytree(_acquisition, folder)
+    made = Session(folder)
+    made.edit("[session]\n", "[session]\nsettle_seconds = 0.1\n")
+    return made
+
+
+@pytest.fixture
+def empty_session(tmp_path: Path) -> Session:
+    """A session without data: two empty watched folders and a configuration."""
+    folder = tmp_path / "session"
+    for name in ("Micrographs", "Coordinates"):
+        (folder / name).mkdir(parents=True)
+    made = Session(folder)
+    made.config.write_text(
+        '[session]\nwatch = ["Micrographs", "Coordinates"]\nsettle_seconds = 0.1\nincomplete_seconds = 1\n'
+        "[extract]\nbox_size_px = 64\n[coordinates.pick_noise]\n[particles.normalize]\n[particles.invert]\n"
+    )
+    return made
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool], float], None]:
+    """Wait until a condition about another process holds; fail when it does not in time."""
+
+    def wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes put into this list are ended after the test, however it ends."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -1,0 +1,82 @@
+"""Reading what a session wrote, by readers that are not ours, and the invariants that always hold."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import starfile
+
+
+def read_table(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """Optics and rows of a published table."""
+    assert gemmi.cif.read_file(str(path)) is not None
+    read = starfile.read(path, always_dict=True)
+    return read.get("optics"), read["particles"]
+
+
+def rows_of(path: Path) -> list[tuple[object, ...]]:
+    """All rows of a table, sorted, for comparison."""
+    return sorted(map(tuple, read_table(path)[1].itertuples(index=False)))
+
+
+def images_of(output: Path, table: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Pixels of every row of a table, by image name; each stack is read once."""
+    stacks: dict[str, npt.NDArray[np.float32]] = {}
+    images = {}
+    for name in read_table(output / table)[1]["rlnImageName"]:
+        number, _, stack = name.partition("@")
+        if stack not in stacks:
+            assert mrcfile.validate(output / stack), f"{stack} is not a valid MRC file"
+            stacks[stack] = mrcfile.read(output / stack)
+        assert name not in images, f"{name} appears twice"
+        images[name] = stacks[stack][int(number) - 1]
+    return images
+
+
+def check_invariants(output: Path) -> None:
+    """What must hold of every output folder whenever no daemon is at work on it."""
+    database = sqlite3.connect(f"file:{output / '.streamprep' / 'ledger.sqlite'}?mode=ro", uri=True)
+    try:
+        assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert not database.execute("SELECT * FROM jobs WHERE state = 'claimed'").fetchall(), "I7 orphan claims"
+        doubled = database.execute(
+            "SELECT item, count(*) FROM jobs WHERE state != 'superseded' GROUP BY item HAVING count(*) > 1"
+        ).fetchall()
+        assert not doubled, f"I1 several live jobs of one item: {doubled}"
+        shards = {row[0]: row[1:] for row in database.execute("SELECT path, size, crc32 FROM shards")}
+        blocks = database.execute("SELECT tbl, start, length, crc32 FROM blocks").fetchall()
+        lengths = dict(database.execute("SELECT name, length FROM tables"))
+    finally:
+        database.close()
+    for path, (size, crc32) in shards.items():
+        data = (output / path).read_bytes()
+        assert (len(data), zlib.crc32(data)) == (size, crc32), f"I3 {path} differs from what was committed"
+    for table, length in lengths.items():
+        log = output / ".streamprep" / "rows" / (table.replace("/", "__").replace("{item}", "ITEM") + ".rows")
+        data = log.read_bytes()
+        assert len(data) == length, f"I3 {log.name} has {len(data)} bytes, committed are {length}"
+        for name, start, size, crc32 in blocks:
+            if name == table:
+                assert zlib.crc32(data[start : start + size]) == crc32, f"I3 rows of {table} differ"
+    for folder in ("particles", "noise"):
+        for path in (output / folder).rglob("*"):
+            if path.is_file():
+                assert path.relative_to(output).as_posix() in shards, f"I6 {path.name} is unknown to the ledger"
+    for table in ("particles.star", "noise.star"):
+        if (output / table).exists():
+            optics, rows = read_table(output / table)
+            for name, micrograph in zip(rows["rlnImageName"], rows["rlnMicrographName"], strict=True):
+                number, _, stack = name.partition("@")
+                assert stack in shards, f"I4 {name} is not a committed stack"
+                stem = Path(stack).stem.split("_g")[0]
+                assert stem == Path(micrograph).stem, f"I4 {name} is said to be of {micrograph}"
+                assert int(number) >= 1
+            assert optics is not None
+            assert set(rows["rlnOpticsGroup"]) <= set(optics["rlnOpticsGroup"])

@@ -1,0 +1,103 @@
+"""SIGKILL at random moments: what comes out equals what an uninterrupted run makes, pixels and rows."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamprep.simulate import Acquisition, simulate
+from tests.conftest import Session
+from tests.outputs import check_invariants, images_of, rows_of
+
+KILLS = int(os.environ.get("STREAMPREP_KILLS", "50"))
+MICROGRAPHS = 20
+TABLES = ("particles.star", "noise.star", "coordinates/particles.star", "coordinates/noise.star")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """The whole acquisition, processed without an interruption."""
+    made = Session(tmp_path_factory.mktemp("reference") / "session")
+    acquisition = Acquisition(micrographs=MICROGRAPHS, size_px=384, particles=10, box_size_px=48, seed=3)
+    simulate(made.folder, acquisition)
+    made.edit("[session]\n", "[session]\nsettle_seconds = 0.05\n")
+    done = made.once()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made
+
+
+def expose(source: Path, target: Path, index: int, last: int) -> None:
+    """Copy one exposure as a slow writer would: in two pieces; then its coordinates; then all CTF rows so far."""
+    name = f"mic_{index + 1:04d}"
+    data = (source / "Micrographs" / f"{name}.mrc").read_bytes()
+    with (target / "Micrographs" / f"{name}.mrc").open("wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        time.sleep(0.02)
+        file.write(data[len(data) // 2 :])
+    shutil.copy(source / "Coordinates" / f"{name}_autopick.star", target / "Coordinates")
+    lines = (source / "micrographs_ctf.star").read_text().splitlines(keepends=True)
+    later = {f"mic_{number + 1:04d}.mrc" for number in range(index + 1, last)}
+    kept = [line for line in lines if not any(other in line for other in later)]
+    temporary = target / ".micrographs_ctf.star.part"
+    temporary.write_text("".join(kept))
+    temporary.rename(target / "micrographs_ctf.star")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path: Path) -> None:
+    session = Session(tmp_path / "session")
+    for name in ("Micrographs", "Coordinates"):
+        (session.folder / name).mkdir(parents=True)
+    shutil.copy(reference.config, session.config)
+    (session.folder / "micrographs_ctf.star").write_text(
+        "data_micrographs\n\nloop_\n_rlnMicrographName\n_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n"
+    )
+    chance = random.Random(int(os.environ.get("STREAMPREP_CRASH_SEED", "11")))
+    exposed = 0
+    working = 0
+    for kill in range(KILLS):
+        process = subprocess.Popen(
+            session.command("run", "--log-json"), cwd=session.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        if chance.random() < 0.15:
+            time.sleep(chance.uniform(0.0, 1.0))  # anywhere in the start, recovery included
+        else:
+            first = process.stdout.readline()  # it runs; now give it something to do, and strike
+            assert b'"run_started"' in first, first + process.stdout.read()
+            while exposed < MICROGRAPHS * (kill + 1) // KILLS:
+                expose(reference.folder, session.folder, exposed, MICROGRAPHS)
+                exposed += 1
+            time.sleep(chance.uniform(0.0, 1.2))
+            working += 1
+        process.kill()
+        process.communicate()
+    assert working > KILLS // 2
+    while exposed < MICROGRAPHS:
+        expose(reference.folder, session.folder, exposed, MICROGRAPHS)
+        exposed += 1
+    done = session.once()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    for table in TABLES:
+        assert rows_of(session.output / table) == rows_of(reference.output / table)
+    for table in ("particles.star", "noise.star"):
+        theirs, ours = images_of(reference.output, table), images_of(session.output, table)
+        assert ours.keys() == theirs.keys()
+        for name, image in theirs.items():
+            assert np.array_equal(ours[name], image), f"pixels of {name} differ"
+    for kind in ("pos", "pos_noise"):
+        for path in (reference.output / "coordinates" / kind).rglob("*.pos"):
+            same = session.output / path.relative_to(reference.output)
+            assert same.read_bytes() == path.read_bytes()
+    check_invariants(session.output)
+    assert not any((session.output / ".streamprep" / "staging").iterdir())
