@@ -80,8 +80,10 @@ def choose_backend(device: DeviceName) -> Backend:
 def _probe_gpu() -> tuple[bool, str]:
     try:
         import cupy
-    except Exception as error:  # a broken CUDA installation raises more than ImportError
-        return False, f"cupy cannot be imported ({type(error).__name__})"
+    except ImportError:
+        return False, "cupy is not installed"
+    except Exception as error:  # a broken CUDA installation raises other errors
+        return False, f"cupy cannot be imported ({type(error).__name__}: {error})"
     try:
         if cupy.cuda.runtime.getDeviceCount() < 1:
             return False, "no CUDA device is visible"

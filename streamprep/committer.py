@@ -12,6 +12,7 @@ A crash between any two leaves either an unknown file (moved to ``orphans/``) or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -73,6 +74,8 @@ class Committer:
         self._tables: dict[str, Table] = {table.path: table for sink in sinks for table in sink.tables}
         self._folders = [folder for sink in sinks for folder in sink.folders]
         self._published = {name: _Published() for name in self._growing}
+        self._unwritten: list[tuple[Path, Block]] = []
+        """Files of single items that are committed and still to be written."""
         self._rows: dict[str, int] = {}
 
     @property
@@ -113,7 +116,7 @@ class Committer:
             Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
         """
         done: list[str] = []
-        for table, length in self._ledger.lengths().items():
+        for table, length in ({name: 0 for name in self._tables} | self._ledger.lengths()).items():
             path = self.rows_path(table)
             size = path.stat().st_size if path.exists() else 0
             if size < length:
@@ -142,9 +145,10 @@ class Committer:
         _files.clear_folder(self.staging)
         for table in self._growing:
             self._rows[table] = self._ledger.row_count(table)
+            self._published[table].dirty = True  # what is there may be older than the last commit
         for table in self._tables:
             if table not in self._published:
-                self._restore_item_files(table)
+                self._unwritten += self._outdated_item_files(table)
         self.publish(force=True)
         return done
 
@@ -154,12 +158,19 @@ class Committer:
                 for name in sorted(names):
                     yield Path(here, name)
 
-    def _restore_item_files(self, table: str) -> None:
+    def _outdated_item_files(self, table: str) -> Iterator[tuple[Path, Block]]:
         for block in self._ledger.live_blocks(table):
             path = self.output / table.replace("{item}", block.item)
-            if not path.exists() or path.stat().st_size != block.length:
-                ranges = [(block.start, block.length)]
-                _files.replace_whole(path, _files.read_ranges(self.rows_path(table), ranges), durable=False)
+            same_size = path.exists() and path.stat().st_size == block.length
+            if not same_size or _files.crc32_of(path) != block.crc32:
+                yield path, block
+
+    def _write_item_files(self) -> None:
+        while self._unwritten:
+            path, block = self._unwritten[-1]
+            data = _files.read_ranges(self.rows_path(block.table), [(block.start, block.length)])
+            _files.replace_whole(path, data, durable=False)
+            self._unwritten.pop()
 
     # --- commit ---
 
@@ -181,7 +192,7 @@ class Committer:
         OSError
             The disk is full or failed. Nothing is committed; the same call may be repeated.
         LedgerError
-            The job was superseded meanwhile; nothing is committed.
+            The job was superseded meanwhile, or what was staged cannot be used; nothing is committed.
         """
         if not self._ledger.is_claimed(job.id):
             raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
@@ -203,24 +214,41 @@ class Committer:
                 self._rows[block.table] = self._rows.get(block.table, 0) + block.count
                 self._published[block.table].dirty = True
             else:
-                path = self.output / block.table.replace("{item}", job.item)
-                data = _files.read_ranges(self.rows_path(block.table), [(block.start, block.length)])
-                _files.replace_whole(path, data, durable=False)
+                self._unwritten.append((self.output / block.table.replace("{item}", job.item), block))
         if job.generation > 1:
             for table in self._growing:
                 self._rows[table] = self._ledger.row_count(table)
                 self._published[table].dirty = True
+        with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
+            self._write_item_files()
 
     def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
         if final.exists():
             if not staged.exists() and final.stat().st_size == size and _files.crc32_of(final) == crc32:
-                return  # placed by an earlier try of this commit
+                _files.fsync_folder(final.parent)  # placed by an earlier try of this commit, durably or not
+                return
+            if self._ledger.has_shard(final.relative_to(self.output).as_posix()):
+                raise LedgerError(f"{final}: this name is taken by another item's stack")
             _files.move_aside(final, self.orphans)
+        if not staged.exists():
+            raise LedgerError(f"{staged}: the staged file is gone")
         if staged.stat().st_size != size:
             raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
         _files.place(staged, final)
 
     def _append(self, rows: StagedRows, earlier: Sequence[Block], optics: dict[str, list[Mapping[str, Any]]]) -> Block:
+        try:
+            columns, data = self._render(rows, optics)
+        except LedgerError:
+            raise
+        except Exception as error:  # a table is a plugin's: its faults are its job's, not the session's
+            raise LedgerError(f"rows for {rows.table} cannot be written: {type(error).__name__}: {error}") from error
+        ends = [block.start + block.length for block in earlier if block.table == rows.table]
+        start = ends[-1] if ends else self._ledger.length(rows.table)
+        _files.append(self.rows_path(rows.table), start, data)
+        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
+
+    def _render(self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]) -> tuple[list[str], bytes]:
         table = self._tables[rows.table]
         lengths = {len(values) for values in rows.columns.values()}
         if lengths != {rows.count}:
@@ -232,11 +260,7 @@ class Committer:
                 groups.append(json.loads(json.dumps(rows.optics)))
             number = groups.index(rows.optics) + 1
         columns = table.columns(list(rows.columns))
-        data = table.render(columns, rows, number)
-        ends = [block.start + block.length for block in earlier if block.table == rows.table]
-        start = ends[-1] if ends else self._ledger.length(rows.table)
-        _files.append(self.rows_path(rows.table), start, data)
-        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
+        return columns, table.render(columns, rows, number)
 
     # --- publish ---
 
@@ -248,6 +272,7 @@ class Committer:
         list of str
             The tables that were renewed.
         """
+        self._write_item_files()
         renewed = []
         for name, state in self._published.items():
             rows, now = self._rows.get(name, 0), self._clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import termios
 import time
 from collections.abc import Callable
 from typing import IO, Any, Literal
@@ -29,6 +30,18 @@ MODE_COLOURS = {
     "draining": "yellow",
     "finished": "green",
 }
+
+
+def _hide_control_characters() -> list[Any] | None:
+    """Keep the terminal from echoing ``^C`` into the view; returns its settings, or None without a terminal."""
+    try:
+        before = termios.tcgetattr(sys.stdin)
+        quiet = termios.tcgetattr(sys.stdin)
+        quiet[3] &= ~termios.ECHOCTL
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    except (termios.error, ValueError, OSError):
+        return None
+    return before
 
 
 def clean(text: object) -> str:
@@ -108,7 +121,7 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
     parts += _list("in work", [(name, duration(age)) for name, age in snapshot.running], room, "cyan")
     parts += _list("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], room, "yellow")
     failures = [(row["file"], f"{row['reason']}") for row in snapshot.failures]
-    parts += _list("last failures", failures, room, "red")
+    parts += _list("last failures", failures, max(1, room // 2), "red", wrap=True)
     return Panel(Group(*parts), title=f"streamprep  {clean(snapshot.output)}", title_align="left", border_style=colour)
 
 
@@ -116,12 +129,15 @@ def _number(name: str, value: int, colour: str) -> Text:
     return Text.assemble((f"{value:,}", f"bold {colour}" if value else "dim"), (f" {name}", "dim"))
 
 
-def _list(title: str, rows: list[tuple[str, str]], room: int, colour: str) -> list[RenderableType]:
+def _list(
+    title: str, rows: list[tuple[str, str]], room: int, colour: str, *, wrap: bool = False
+) -> list[RenderableType]:
     if not rows:
         return []
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style=colour)
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+    width = min(48, max(len(clean(name)) for name, _ in rows[:room]))
+    table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, max_width=width, style=colour)
+    table.add_column(no_wrap=not wrap, overflow="ellipsis", style="dim")
     for name, said in rows[:room]:
         table.add_row(escape(clean(name)), escape(clean(said)))
     more = len(rows) - room
@@ -168,13 +184,15 @@ class Console:
         self._live: Live | None = None
         self._snapshot: Any = None
         self._next_line = 0.0
+        self._terminal: list[Any] | None = None
 
     @hookimpl
     def run_started(self, plan: Any, config: Any) -> None:
         """Begin."""
         steps = " → ".join(f"{step.table}.{step.name}" for step in plan.steps)
         if self.style == "live":
-            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
+            self._terminal = _hide_control_characters()
+            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4)
             self._live.start()
         elif self.style == "json":
             self._event("run_started", plan=plan.hash, steps=[step.describe() for step in plan.steps])
@@ -226,9 +244,11 @@ class Console:
     @hookimpl
     def run_stopped(self, snapshot: Any) -> None:
         """End with a summary."""
+        self._snapshot = snapshot
         if self._live is not None:
-            self._live.stop()
-            self._rich.print(view(snapshot))
+            self._live.stop()  # draws once more
+            if self._terminal is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, self._terminal)
         if self.style == "json":
             jobs, rows = snapshot.jobs, snapshot.rows
             self._event("run_stopped", mode=snapshot.mode, jobs=jobs, rows=rows, waiting=snapshot.waiting_count)

@@ -65,18 +65,21 @@ def stem_of(name: str) -> str:
     >>> stem_of("Micrographs/mic_0001.mrc.gz")
     'mic_0001'
     """
-    stem = PurePosixPath(name.replace("\\", "/")).name
-    path = PurePosixPath(stem)
+    return _stem(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _stem(file_name: str) -> str:
+    path = PurePosixPath(file_name)
     while path.suffix.lower() in _IMAGE_ENDINGS:
         path = path.with_suffix("")
-    return path.name if path.name != stem else path.stem
+    return path.name if path.name != file_name else path.stem
 
 
 def item_name(label: str, relative: str) -> str:
     """The identity of a file: the watched folder's label, the sub-folders, the stem; safe in every part."""
     path = PurePosixPath(relative)
     folders = [safe_part(part) for part in path.parent.parts if part not in (".", "/")]
-    return "/".join([label, *folders, safe_part(stem_of(path.name))])
+    return "/".join([label, *folders, safe_part(_stem(path.name))])  # a backslash is part of the name here
 
 
 def stems(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> list[str]:

@@ -6,6 +6,7 @@ but the observer of file system events runs in the caller's thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import logging
@@ -13,6 +14,7 @@ import os
 import queue
 import stat as stat_module
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,8 +142,14 @@ class _Hints(FileSystemEventHandler):
         self._hints = hints
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Note both ends of what happened; reading and closing without writing say nothing."""
+        """Note both ends of what happened; reading and closing without writing say nothing.
+
+        Nor does a change of a folder: each new file makes one, and walking the folder for it would make the cost of a
+        file grow with the session.
+        """
         if event.event_type in ("opened", "closed_no_write", "deleted"):
+            return
+        if event.is_directory and event.event_type not in ("created", "moved"):
             return
         for path in (event.src_path, event.dest_path):
             if path:
@@ -190,9 +198,12 @@ class Watcher:
         self._candidates: dict[tuple[int, str], _Candidate] = {}
         self._observer: Any = None
         self._scan: Iterator[tuple[int, str]] | None = None
-        self._next_scan = -1.0
-        self._excluded = {str(path) for path in self.excluded}
+        self._new_folders: deque[Iterator[tuple[int, str]]] = deque()
+        self._next_scan = 0.0
+        self._scan_wanted = True
+        self._excluded = {text for path in self.excluded for text in (str(path), os.path.realpath(path))}
         self._troubles: dict[str, str] = {}
+        self._unlisted: set[str] = set()
         self.scans_completed = 0
 
     # --- life ---
@@ -215,16 +226,17 @@ class Watcher:
                 self._observer.schedule(_Hints(self._hints), os.fspath(root), recursive=deep)
             self._observer.start()
         except OSError as error:
-            self._observer = None
+            self.stop()
             hint = " (raise fs.inotify.max_user_watches)" if error.errno == errno.ENOSPC else ""
             self._trouble("events", f"no file system events: {error}{hint}; scanning instead")
 
     def stop(self) -> None:
         """End the observer's threads."""
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join(timeout=5)
-            self._observer = None
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            with contextlib.suppress(RuntimeError, OSError):  # some of its threads may never have begun
+                observer.stop()
+                observer.join(timeout=5)
 
     @property
     def troubles(self) -> list[str]:
@@ -239,12 +251,13 @@ class Watcher:
     def idle(self) -> bool:
         """Whether a full scan is done and nothing but incomplete files is left to wait for."""
         waiting = any(found.incomplete is None for found in self._candidates.values())
-        return self.scans_completed > 0 and self._scan is None and self._hints.empty() and not waiting
+        looking = self._scan_wanted or self._scan is not None or self._new_folders or not self._hints.empty()
+        return self.scans_completed > 0 and not looking and not waiting
 
     # --- work ---
 
     def poll(self, *, most: int = 2000) -> list[Arrival]:
-        """Take hints, continue the scan by at most ``most`` entries, and yield what has settled."""
+        """Take hints, continue the scan, and yield what has settled: at most ``most`` of each."""
         now = self.clock()
         self._check_observer()
         for _ in range(most):
@@ -253,18 +266,22 @@ class Watcher:
             except queue.Empty:
                 break
             self._hint(hint, now)
-        if self._scan is None and now >= self._next_scan:
-            self._scan = self._walk_all()
-        if self._scan is not None:
-            for _ in range(most):
-                entry = next(self._scan, None)
-                if entry is None:
-                    self._scan = None
-                    self.scans_completed += 1
-                    self._next_scan = now + (self.rescan_seconds if self._has_events() else self.poll_seconds)
-                    break
+        if self._scan is None and (self._scan_wanted or now >= self._next_scan):
+            self._scan, self._scan_wanted = self._walk_all(), False
+        for _ in range(most):
+            walk = self._new_folders[0] if self._new_folders else self._scan
+            if walk is None:
+                break
+            entry = next(walk, None)
+            if entry is not None:
                 self._consider(*entry, now)
-        return self._settled(now)
+            elif self._new_folders:
+                self._new_folders.popleft()
+            else:
+                self._scan = None
+                self.scans_completed += 1
+                self._next_scan = now + (self.rescan_seconds if self._has_events() else self.poll_seconds)
+        return self._settled(now, most)
 
     def give_up_on_incomplete(self) -> list[Arrival]:
         """Yield, as problems, the files that are stable but incomplete, without waiting longer. For a last round."""
@@ -272,15 +289,18 @@ class Watcher:
         return [arrival for key in found if (arrival := self._finish(key, self._candidates[key].incomplete))]
 
     def rescan(self) -> None:
-        """Scan at the next poll."""
-        self._next_scan = -1.0
+        """Scan at the next poll, or after the scan that is under way."""
+        self._scan_wanted = True
 
     def _has_events(self) -> bool:
         return self._observer is not None and not any(key.startswith("events") for key in self._troubles)
 
     def _check_observer(self) -> None:
-        if self._observer is not None and not self._observer.is_alive():
-            self._observer = None
+        if self._observer is None:
+            return
+        threads = (self._observer, *getattr(self._observer, "emitters", ()))  # one emitter for each watched folder
+        if not all(thread.is_alive() for thread in threads):
+            self.stop()
             self._trouble("events", "the observer of file system events ended; scanning instead")
             self.rescan()
 
@@ -290,19 +310,20 @@ class Watcher:
         self._troubles[key] = message
 
     def _hint(self, hint: str, now: float) -> None:
+        if self._is_excluded(hint):
+            return
         path = Path(hint)
         for number, source in enumerate(self.sources):
             try:
                 relative = path.relative_to(source.root).as_posix()
             except ValueError:
                 continue
-            if self._is_excluded(hint):
-                return
-            if relative == "." or path.is_dir():
-                for entry in self._walk(number, source, "" if relative == "." else relative):
-                    self._consider(*entry, now)
-                return
-            if source.wants(relative):
+            if os.path.isdir(hint):  # noqa: PTH112 - unlike Path.is_dir it never raises
+                if relative == "." or os.path.islink(hint):  # noqa: PTH114
+                    self.rescan()  # only a whole scan knows which folders it has seen
+                elif not is_temporary(relative) and (source.depth is None or relative.count("/") < source.depth):
+                    self._new_folders.append(self._walk(number, source, relative, links=False))
+            elif source.wants(relative):
                 self._consider(number, relative, now)
                 return
 
@@ -310,37 +331,46 @@ class Watcher:
         return any(path == folder or path.startswith(folder + "/") for folder in self._excluded)
 
     def _walk_all(self) -> Iterator[tuple[int, str]]:
+        self._unlisted.clear()
         for number, source in enumerate(self.sources):
             yield from self._walk(number, source, "")
+        for key in [key for key in self._troubles if key.startswith("scan ") and key not in self._unlisted]:
+            del self._troubles[key]
 
-    def _walk(self, number: int, source: Source, below: str) -> Iterator[tuple[int, str]]:
-        """Every wanted file below a folder; each folder once, whatever links lead to it."""
+    def _walk(self, number: int, source: Source, below: str, *, links: bool = True) -> Iterator[tuple[int, str]]:
+        """Every wanted file below a folder; each folder once, whatever links lead to it, real folders before links."""
         seen: set[tuple[int, int]] = set()
-        stack = [below]
-        while stack:
-            folder = stack.pop()
+        for path in self.excluded:
+            with contextlib.suppress(OSError):
+                seen.add(_place_of(self.stat(path)))
+        folders = deque([below])
+        while folders:
+            folder = folders.pop()
             try:
-                here = self.stat(source.root / folder)
-                if (here.st_dev, here.st_ino) in seen:
+                place = _place_of(self.stat(source.root / folder))
+                if place in seen:
                     continue
-                seen.add((here.st_dev, here.st_ino))
+                seen.add(place)
                 with os.scandir(source.root / folder) as entries:
                     listed = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
-                self._trouble(f"scan {source.root / folder}", f"{source.root / folder}: {error.strerror}; not scanned")
+                gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+                if not (folder and gone):  # a sub-folder may go away at any time, a watched folder not
+                    key = f"scan {source.root / folder}"
+                    self._unlisted.add(key)
+                    self._trouble(key, f"{source.root / folder}: {error.strerror}; not scanned")
                 continue
-            self._troubles.pop(f"scan {source.root / folder}", None)
             for entry in listed:
                 relative = f"{folder}/{entry.name}" if folder else entry.name
-                if is_temporary(relative) or self._is_excluded(entry.path):
-                    continue
                 try:
-                    is_folder = entry.is_dir()
+                    is_link, is_folder = entry.is_symlink(), entry.is_dir()
                 except OSError:
                     continue
+                if is_temporary(relative) or self._is_excluded(os.path.realpath(entry.path) if is_link else entry.path):
+                    continue
                 if is_folder:
-                    if source.depth is None or relative.count("/") < source.depth:
-                        stack.append(relative)
+                    if (links or not is_link) and (source.depth is None or relative.count("/") < source.depth):
+                        (folders.appendleft if is_link else folders.append)(relative)
                 elif source.wants(relative):
                     yield number, relative
 
@@ -368,9 +398,11 @@ class Watcher:
         elif candidate.identity != identity:
             self._candidates[key] = _Candidate(identity, now)
 
-    def _settled(self, now: float) -> list[Arrival]:
-        arrivals = []
+    def _settled(self, now: float, most: int) -> list[Arrival]:
+        arrivals: list[Arrival] = []
         for key, candidate in list(self._candidates.items()):
+            if len(arrivals) >= most:
+                break
             if now - candidate.since < self.settle_seconds:
                 continue
             number, relative = key
@@ -411,6 +443,10 @@ class Watcher:
     def _finish(self, key: tuple[int, str], problem: str | None, head: bytes = b"") -> Arrival | None:
         candidate = self._candidates.pop(key)
         return Arrival(self.sources[key[0]], key[1], candidate.identity, head, problem)
+
+
+def _place_of(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _claims(source: Source, path: Path) -> bool:

@@ -347,7 +347,9 @@ def test_bad_input_is_named_and_the_session_goes_on(session: Session) -> None:
         ("[session]", "[session", ["not valid TOML"]),
     ],
 )
-def test_a_wrong_configuration_is_refused_before_any_data(session: Session, old: str, new: str, words: list[str]) -> None:
+def test_a_wrong_configuration_is_refused_before_any_data(
+    session: Session, old: str, new: str, words: list[str]
+) -> None:
     session.edit(old, new)
     done = session.once()
     assert done.returncode == 2

@@ -16,7 +16,7 @@ from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError
 
 MAX_BYTES = 4 << 30
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
-"""Text that needs no quotes: printable ASCII that is no key word; gemmi takes no other, starfile cuts lines at any #."""
+"""Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
 CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
@@ -180,9 +180,9 @@ def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
     for column, field in _OPTICS_COLUMNS.items():
         if column in loop:
             constants[field] = loop.floats(column)
-        elif optics is not None and optics.rows and column in optics:
+        elif optics is not None and column in optics:
             groups = dict(zip(optics.columns.get("rlnOpticsGroup", ["1"]), optics.floats(column), strict=False))
-            named = loop.columns.get("rlnOpticsGroup", [next(iter(groups))] * loop.rows)
+            named = loop.columns.get("rlnOpticsGroup", [next(iter(groups), "1")] * loop.rows)
             unknown = next((name for name in named if name not in groups), None)
             if unknown is not None:
                 raise InputError(

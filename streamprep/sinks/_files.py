@@ -43,7 +43,12 @@ def make_folder(path: Path) -> None:
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        fsync_folder(folder.parent)
+        try:
+            fsync_folder(folder.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # so that the next try makes it, and its name, again
+            raise
 
 
 def crc32_of(path: Path) -> int:
@@ -76,10 +81,13 @@ def append(path: Path, at: int, data: bytes) -> None:
     Raises
     ------
     OSError
-        The disk is full or failed. The tail is cut off again as far as that is possible.
+        The disk is full or failed. The tail is cut off again as far as that is possible. Or committed bytes are gone:
+        the log is shorter than the committed length, and is left as it is.
     """
-    fresh = not path.exists()
-    if fresh:
+    size = path.stat().st_size if path.exists() else 0
+    if size < at:
+        raise OSError(f"{path}: shorter than the ledger says; it holds {size} of {at} committed bytes")
+    if not at:
         make_folder(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
@@ -96,7 +104,7 @@ def append(path: Path, at: int, data: bytes) -> None:
         raise
     finally:
         os.close(descriptor)
-    if fresh:
+    if not at:  # nothing is committed, so no earlier try can have come as far as this
         fsync_folder(path.parent)
 
 
@@ -120,13 +128,18 @@ def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) 
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # a half-written table is of no use, and the disk may be full
+            temporary.unlink()
+        raise
     if durable:
         fsync_folder(path.parent)
 

@@ -30,7 +30,7 @@ class ParticleSink(Sink):
         if config.session.image_paths == "absolute":
             self._prefix = f"{output}/"
         elif config.session.image_paths == "session":
-            self._prefix = f"{Path(config.session.output).as_posix().rstrip('/')}/"
+            self._prefix = f"{Path(config.session.output).expanduser().as_posix().rstrip('/')}/"
         else:
             self._prefix = ""
 

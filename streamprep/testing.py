@@ -1,0 +1,382 @@
+"""Helpers for the authors of operations: array backends to test on, tiny data, and a way to run one operation.
+
+Nothing here needs a session, a file or a GPU. pytest is needed for `backends` and `array_backend` only; a project that
+uses ``--strict-markers`` declares the marker ``gpu``, which the cupy case carries.
+
+Examples
+--------
+A test of an operation, once per array backend::
+
+    from streamprep.testing import ArrayBackend, backends, run_operation, tiny_particles
+
+    @pytest.mark.parametrize("backend", backends())
+    def test_double(backend: ArrayBackend) -> None:
+        particles = tiny_particles(3, 16)
+        done, warnings = run_operation(double, backend.move(particles), factor=2.0)
+        np.testing.assert_allclose(backend.to_host(done.pixels), 2 * particles.pixels)
+        assert warnings == []
+
+The same with the fixture, in a ``conftest.py``: ``from streamprep.testing import array_backend``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from streamprep import Context, Coordinates, Ctf, Item, Map, Micrograph, Optics, Particles
+from streamprep.arrays import array_namespace, choose_backend, to_host
+from streamprep.model import Array
+
+try:
+    import pytest
+except ImportError:  # a development dependency; all but the fixture works without
+    pytest = None  # type: ignore[assignment]
+
+BackendName = Literal["numpy", "array-api-strict", "cupy"]
+WithPixels = TypeVar("WithPixels", Micrograph, Particles, Map)
+Data = Micrograph | Coordinates | Particles | Map
+
+ARGUMENT: dict[type, str] = {
+    Micrograph: "micrograph",
+    Coordinates: "coordinates",
+    Particles: "particles",
+    Map: "map",
+}
+"""What each type of data is called in the signature of an operation."""
+
+RESULT: dict[str, type] = {
+    "process_micrograph": Micrograph,
+    "process_coordinates": Coordinates,
+    "extract_particles": Particles,
+    "process_particles": Particles,
+    "process_map": Map,
+}
+"""What an operation of each hook returns."""
+
+
+# --- array backends --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayBackend:
+    """One array library that operations must work on.
+
+    array-api-strict stands in for every other library: it has what the array API standard has, and nothing more, so
+    a kernel that runs on it runs on a GPU.
+    """
+
+    name: BackendName
+
+    def asarray(self, array: npt.ArrayLike) -> Array:
+        """A host array as one of this backend, of the same dtype."""
+        host = np.asarray(array)
+        if self.name == "cupy":
+            return choose_backend("gpu").to_device(host)
+        if self.name == "numpy":
+            return host
+        return importlib.import_module("array_api_strict").asarray(host)
+
+    @property
+    def xp(self) -> Any:
+        """The backend's array API namespace."""
+        return array_namespace(self.asarray(np.zeros(1)))
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        """An array of this backend as numpy; TypeError where it is another library's, as after a hidden transfer."""
+        if array_namespace(array) is not self.xp:
+            raise TypeError(
+                f"expected an array of {self.name}, this is {type(array).__module__}.{type(array).__name__}"
+            )
+        return to_host(array)
+
+    def move(self, data: WithPixels) -> WithPixels:
+        """The same micrograph, particles or map with their pixels on this backend."""
+        return replace(data, pixels=self.asarray(data.pixels))
+
+
+@cache
+def _missing(name: BackendName) -> str | None:
+    """Why a backend cannot be used here; None where it can."""
+    if name == "array-api-strict":
+        try:
+            importlib.import_module("array_api_strict")
+        except ImportError:
+            return "array-api-strict is not installed"
+    if name == "cupy":
+        backend = choose_backend("auto")
+        if backend.name != "gpu":
+            return f"no GPU to use: {backend.description}"
+        try:  # found is not yet usable: a library may be missing, or the memory full
+            to_host(backend.to_device(np.ones(2)) + 1)
+        except Exception as error:
+            return f"{backend.description} does not compute: {error}"
+    return None
+
+
+def backends() -> list[Any]:
+    """Every array backend as a pytest parameter, to parametrize a test with.
+
+    Returns
+    -------
+    list of pytest parameters
+        Each holds an `ArrayBackend` and is named after it. One that cannot be used here is skipped and says why; cupy
+        carries the marker ``gpu``.
+    """
+    import pytest
+
+    parameters = []
+    for name in get_args(BackendName):
+        marks = [pytest.mark.gpu] if name == "cupy" else []
+        reason = _missing(name)
+        if reason is not None:
+            marks.append(pytest.mark.skip(reason=reason))
+        parameters.append(pytest.param(ArrayBackend(name), id=name, marks=marks))
+    return parameters
+
+
+if pytest is not None:
+
+    @pytest.fixture(
+        params=["numpy", "array-api-strict", pytest.param("cupy", marks=pytest.mark.gpu)],
+    )
+    def array_backend(request: pytest.FixtureRequest) -> ArrayBackend:
+        """Run the test once per array backend; import it into a ``conftest.py`` to use it."""
+        reason = _missing(request.param)
+        if reason is not None:
+            pytest.skip(reason)
+        return ArrayBackend(request.param)
+
+
+# --- tiny data -------------------------------------------------------------------------------------------------------
+
+
+def tiny_optics(pixel_size_angstrom: float = 2.0) -> Optics:
+    """The optics that all the tiny data share."""
+    return Optics(pixel_size_angstrom=pixel_size_angstrom)
+
+
+def tiny_ctf(index: int = 0) -> Ctf:
+    """A plausible, astigmatic CTF; each ``index`` gives another defocus."""
+    return Ctf(15000.0 + 100 * index, 14500.0 + 100 * index, 30.0)
+
+
+def tiny_particles(n: int = 4, box_px: int = 16, seed: int = 0, *, pixel_size_angstrom: float = 2.0) -> Particles:
+    """Particles in noise: a bright disc a quarter of the box wide, on grey values as cameras give them.
+
+    Parameters
+    ----------
+    n
+        Number of images.
+    box_px
+        Side of the box [px].
+    seed
+        The same seed makes the same images.
+    pixel_size_angstrom
+        Pixel size [Å].
+
+    Returns
+    -------
+    Particles
+        numpy float32 pixels of shape (n, box, box), mean about 100 and std about 5, no two images alike; each with a
+        coordinate, a column of its own (``rlnAutopickFigureOfMerit``) and a CTF.
+
+    Examples
+    --------
+    >>> tiny_particles(3, 8).pixels.shape
+    (3, 8, 8)
+    """
+    rng = np.random.default_rng(seed)
+    axis = np.arange(box_px) - box_px // 2
+    disc = axis[:, None] ** 2 + axis[None, :] ** 2 <= (box_px / 4) ** 2
+    pixels = 100 + 5 * rng.standard_normal((n, box_px, box_px)) + 4 * disc
+    return Particles(
+        pixels=pixels.astype(np.float32),
+        optics=tiny_optics(pixel_size_angstrom),
+        coordinates=tiny_coordinates(n, (4 * box_px, 6 * box_px), box_px, seed=seed),
+        ctf=tuple(tiny_ctf(index) for index in range(n)),
+    )
+
+
+def tiny_coordinates(
+    n: int = 4, shape_px: tuple[int, int] = (96, 128), box_size_px: int | None = 16, seed: int = 0
+) -> Coordinates:
+    """Random centres, not on whole pixels, whose boxes lie inside a micrograph of shape (ny, nx).
+
+    Returns
+    -------
+    Coordinates
+        n rows with a column ``rlnAutopickFigureOfMerit``.
+    """
+    rng = np.random.default_rng(seed)
+    margin = (box_size_px or 0) // 2 + 1
+    ny, nx = shape_px
+    if n and min(shape_px) <= 2 * margin:
+        raise ValueError(f"boxes of {box_size_px} px do not fit into a micrograph of {nx} × {ny} px")
+    xy = rng.uniform(margin, np.maximum(np.array([nx, ny]) - margin, margin), size=(n, 2))
+    return Coordinates(
+        xy_px=xy, box_size_px=box_size_px, columns={"rlnAutopickFigureOfMerit": rng.uniform(0, 1, size=n)}
+    )
+
+
+def tiny_micrograph(
+    shape_px: tuple[int, int] = (96, 128), seed: int = 0, *, name: str = "tiny.mrc", pixel_size_angstrom: float = 2.0
+) -> Micrograph:
+    """A micrograph of noise over a slope of the ice, wider than high unless asked otherwise.
+
+    Parameters
+    ----------
+    shape_px
+        (ny, nx). Not square by default, so that a test notices where the two are mixed up.
+    seed
+        The same seed makes the same pixels.
+    name
+        What tables call it.
+    pixel_size_angstrom
+        Pixel size [Å].
+
+    Returns
+    -------
+    Micrograph
+        numpy float32 pixels, mean about 100, and a CTF.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape_px[0], : shape_px[1]]
+    pixels = 100 + 5 * rng.standard_normal(shape_px) + 0.02 * x - 0.01 * y
+    return Micrograph(name, pixels.astype(np.float32), tiny_optics(pixel_size_angstrom), tiny_ctf())
+
+
+def tiny_map(size_px: int = 16, seed: int = 0, *, name: str = "tiny_map.mrc", pixel_size_angstrom: float = 2.0) -> Map:
+    """A map without any symmetry: three soft blobs of different heights in weak noise.
+
+    Returns
+    -------
+    Map
+        numpy float32 voxels of shape (size, size, size).
+    """
+    rng = np.random.default_rng(seed)
+    axis = (np.arange(size_px) - size_px // 2) / size_px
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    voxels = 0.02 * rng.standard_normal((size_px,) * 3)
+    for height, (cz, cy, cx) in ((1.0, (0.0, 0.05, 0.2)), (0.7, (0.15, -0.15, 0.0)), (0.4, (-0.2, 0.0, -0.1))):
+        voxels += height * np.exp(-((z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2) / 0.01)
+    return Map(name, voxels.astype(np.float32), pixel_size_angstrom)
+
+
+# --- running one operation -------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What an operation returned, and the warnings that it recorded."""
+
+    result: Any
+    """None where the operation says "unchanged"."""
+    warnings: list[str]
+
+
+def run_operation(
+    function: Callable[..., Any], data: Data | tuple[Data, ...], context: Context | None = None, /, **parameters: Any
+) -> Run:
+    """Run one operation as streamprep would: parameters checked, with the arguments that it declares.
+
+    Parameters
+    ----------
+    function
+        Made with `streamprep.operation`.
+    data
+        What it works on, `Particles`, `Map` or `Micrograph`; for operations on coordinates and for extraction the
+        pair of `Coordinates` and `Micrograph`, in any order.
+    context
+        For operations that read its seed, item, companions and so on. Its ``warn`` is called as well.
+    **parameters
+        As the configuration has them; defaults are filled in by the operation's own model.
+
+    Returns
+    -------
+    Run
+        ``result`` and ``warnings``.
+
+    Raises
+    ------
+    ValueError
+        A parameter is unknown or not allowed (pydantic's ValidationError is one), or does not fit the images.
+    TypeError
+        The function is not an operation, it asks for data that was not given, or it returned something else than its
+        hook says.
+
+    Examples
+    --------
+    >>> from streamprep.plugins.invert import invert_particles
+    >>> particles = tiny_particles(2, 8)
+    >>> done, warnings = run_operation(invert_particles, particles)
+    >>> bool((done.pixels == -particles.pixels).all()), warnings
+    (True, [])
+    """
+    info = getattr(function, "streamprep_operation", None)
+    if info is None:
+        named = getattr(function, "__name__", repr(function))
+        raise TypeError(f"{named} is not an operation; decorate it with @streamprep.operation(hook, order=…)")
+    pieces = data if isinstance(data, tuple) else (data,)
+    given: dict[str, Any] = {ARGUMENT[type(piece)]: piece for piece in pieces}
+    params = info.params.model_validate(parameters)
+    params.check(**_scale(pieces))
+
+    context = context or Context(Item(_kind(pieces), "tests/tiny", Path("tiny.mrc")), info.name)
+    warnings: list[str] = []
+    also = context.warn
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        also(message)
+
+    given |= {"params": params, "ctx": replace(context, operation=info.name, warn=warn)}
+    wanted = list(inspect.signature(function).parameters)
+    lacking = [name for name in wanted if name not in given]
+    if lacking:
+        raise TypeError(f"{info.name} asks for {', '.join(lacking)}; the data given are {', '.join(sorted(given))}")
+    result = function(**{name: given[name] for name in wanted})
+    expected = RESULT[info.hook]
+    if result is not None and not isinstance(result, expected):
+        raise TypeError(f"{info.name} returned {type(result).__name__}, not {expected.__name__} or None")
+    return Run(result, warnings)
+
+
+def _scale(pieces: tuple[Data, ...]) -> dict[str, Any]:
+    """Size and pixel size that parameters are checked against; the size counts for boxes and maps only."""
+    for piece in pieces:
+        if isinstance(piece, Map):
+            return {"size_px": int(piece.pixels.shape[-1]), "pixel_size_angstrom": piece.pixel_size_angstrom}
+        if isinstance(piece, Particles):
+            return {"size_px": int(piece.pixels.shape[-1]), "pixel_size_angstrom": piece.optics.pixel_size_angstrom}
+        if isinstance(piece, Micrograph):
+            return {"size_px": None, "pixel_size_angstrom": piece.optics.pixel_size_angstrom}
+    return {"size_px": None, "pixel_size_angstrom": None}
+
+
+def _kind(pieces: tuple[Data, ...]) -> Literal["micrograph", "particles", "map"]:
+    if any(isinstance(piece, Map) for piece in pieces):
+        return "map"
+    return "particles" if any(isinstance(piece, Particles) for piece in pieces) else "micrograph"
+
+
+__all__ = [
+    "ArrayBackend",
+    "Run",
+    "array_backend",
+    "backends",
+    "run_operation",
+    "tiny_coordinates",
+    "tiny_ctf",
+    "tiny_map",
+    "tiny_micrograph",
+    "tiny_optics",
+    "tiny_particles",
+]
