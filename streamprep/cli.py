@@ -286,17 +286,17 @@ def status(
 @app.command()
 def retry(
     config: ConfigPath = DEFAULT_CONFIG,
-    name: Annotated[str | None, typer.Argument(help="Only items whose name contains this.")] = None,
     overrides: Overrides = None,
+    item: Annotated[str | None, typer.Option(help="Only items whose name contains this.")] = None,
 ) -> None:
     """Take failed items up again: at once where the daemon runs, else at its next start.
 
-    Example: [bold]streamprep retry streamprep.toml mic_0042[/bold]
+    Example: [bold]streamprep retry --item mic_0042[/bold]
     """
     loaded, _, made = _prepare(config, overrides)
     from streamprep import inspection
 
-    _out(inspection.retry(loaded, made, name))
+    _out(inspection.retry(loaded, made, item))
 
 
 # --- trying things out -----------------------------------------------------------------------------------------------

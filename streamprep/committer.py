@@ -74,7 +74,7 @@ class Committer:
         self._tables: dict[str, Table] = {table.path: table for sink in sinks for table in sink.tables}
         self._folders = [folder for sink in sinks for folder in sink.folders]
         self._published = {name: _Published() for name in self._growing}
-        self._unwritten: list[tuple[Path, Block]] = []
+        self._unwritten: dict[Path, Block] = {}
         """Files of single items that are committed and still to be written."""
         self._rows: dict[str, int] = {}
 
@@ -116,7 +116,7 @@ class Committer:
             Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
         """
         done: list[str] = []
-        for table, length in ({name: 0 for name in self._tables} | self._ledger.lengths()).items():
+        for table, length in (dict.fromkeys(self._tables, 0) | self._ledger.lengths()).items():
             path = self.rows_path(table)
             size = path.stat().st_size if path.exists() else 0
             if size < length:
@@ -148,7 +148,7 @@ class Committer:
             self._published[table].dirty = True  # what is there may be older than the last commit
         for table in self._tables:
             if table not in self._published:
-                self._unwritten += self._outdated_item_files(table)
+                self._unwritten.update(self._outdated_item_files(table))
         self.publish(force=True)
         return done
 
@@ -166,11 +166,10 @@ class Committer:
                 yield path, block
 
     def _write_item_files(self) -> None:
-        while self._unwritten:
-            path, block = self._unwritten[-1]
+        for path, block in list(self._unwritten.items()):
             data = _files.read_ranges(self.rows_path(block.table), [(block.start, block.length)])
             _files.replace_whole(path, data, durable=False)
-            self._unwritten.pop()
+            del self._unwritten[path]
 
     # --- commit ---
 
@@ -196,16 +195,16 @@ class Committer:
         """
         if not self._ledger.is_claimed(job.id):
             raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
+        optics: dict[str, list[Mapping[str, Any]]] = {}
+        rendered = [(rows, *self._render(rows, optics)) for part in staged for rows in part.rows]
         shards = []
         for part in staged:
             for file in part.files:
                 self._place(folder / file.staged, self.output / file.final, file.size_bytes, file.crc32)
                 shards.append(Shard(file.final, file.size_bytes, file.crc32))
         blocks: list[Block] = []
-        optics: dict[str, list[Mapping[str, Any]]] = {}
-        for part in staged:
-            for rows in part.rows:
-                blocks.append(self._append(rows, blocks, optics))
+        for rows, columns, data in rendered:
+            blocks.append(self._append(rows, columns, data, blocks))
         self._ledger.commit(
             job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
         )
@@ -214,7 +213,7 @@ class Committer:
                 self._rows[block.table] = self._rows.get(block.table, 0) + block.count
                 self._published[block.table].dirty = True
             else:
-                self._unwritten.append((self.output / block.table.replace("{item}", job.item), block))
+                self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
         if job.generation > 1:
             for table in self._growing:
                 self._rows[table] = self._ledger.row_count(table)
@@ -236,31 +235,28 @@ class Committer:
             raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
         _files.place(staged, final)
 
-    def _append(self, rows: StagedRows, earlier: Sequence[Block], optics: dict[str, list[Mapping[str, Any]]]) -> Block:
-        try:
-            columns, data = self._render(rows, optics)
-        except LedgerError:
-            raise
-        except Exception as error:  # a table is a plugin's: its faults are its job's, not the session's
-            raise LedgerError(f"rows for {rows.table} cannot be written: {type(error).__name__}: {error}") from error
-        ends = [block.start + block.length for block in earlier if block.table == rows.table]
-        start = ends[-1] if ends else self._ledger.length(rows.table)
-        _files.append(self.rows_path(rows.table), start, data)
-        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
-
     def _render(self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]) -> tuple[list[str], bytes]:
-        table = self._tables[rows.table]
         lengths = {len(values) for values in rows.columns.values()}
         if lengths != {rows.count}:
             raise LedgerError(f"rows for {rows.table} have columns of {sorted(lengths)} values, not {rows.count}")
         number = None
-        if rows.optics is not None:
-            groups = optics.setdefault(rows.table, list(self._ledger.optics(rows.table)))
-            if rows.optics not in groups:
-                groups.append(json.loads(json.dumps(rows.optics)))
-            number = groups.index(rows.optics) + 1
-        columns = table.columns(list(rows.columns))
-        return columns, table.render(columns, rows, number)
+        try:
+            table = self._tables[rows.table]
+            if rows.optics is not None:
+                groups = optics.setdefault(rows.table, list(self._ledger.optics(rows.table)))
+                if rows.optics not in groups:
+                    groups.append(json.loads(json.dumps(rows.optics)))
+                number = groups.index(rows.optics) + 1
+            columns = table.columns(list(rows.columns))
+            return columns, table.render(columns, rows, number)
+        except Exception as error:  # a table is a plugin's: its faults are its job's, not the session's
+            raise LedgerError(f"rows for {rows.table} cannot be written: {type(error).__name__}: {error}") from error
+
+    def _append(self, rows: StagedRows, columns: Sequence[str], data: bytes, earlier: Sequence[Block]) -> Block:
+        ends = [block.start + block.length for block in earlier if block.table == rows.table]
+        start = ends[-1] if ends else self._ledger.length(rows.table)
+        _files.append(self.rows_path(rows.table), start, data)
+        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
 
     # --- publish ---
 

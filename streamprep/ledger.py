@@ -18,12 +18,13 @@ meta, runs  plan, seed, schema; when the daemon ran
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from streamprep.model import Identity, Kind, StreamprepError
@@ -42,8 +43,9 @@ CREATE TABLE files (
   UNIQUE (source, path, generation)) STRICT;
 CREATE INDEX files_by_key ON files (key, kind);
 CREATE INDEX files_by_state ON files (kind, state);
+CREATE INDEX files_by_item ON files (item);
 CREATE TABLE entries (
-  id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name TEXT NOT NULL,
+  id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX entries_by_key ON entries (key, kind) WHERE live;
 CREATE INDEX entries_by_file ON entries (file) WHERE live;
@@ -166,6 +168,16 @@ class Ledger:
         """Counts transactions, so that summaries can be cached."""
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0)
+        except sqlite3.Error as error:
+            raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
+        try:
+            self._open(path, remote=remote)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self, path: Path, *, remote: bool) -> None:
+        try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute(f"PRAGMA journal_mode = {'DELETE' if remote else 'WAL'}")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -196,17 +208,25 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Nested uses join the outermost."""
+        """All or nothing. Nested uses join the outermost.
+
+        Raises
+        ------
+        OSError
+            The disk is full (``ENOSPC``). Nothing happened; the same may be tried again.
+        """
         if self._db.in_transaction:
             yield
             return
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: the ledger") from error
             raise
         self.changes += 1
 
@@ -285,7 +305,8 @@ class Ledger:
                 "INSERT INTO files (source, path, generation, kind, item, key, size, mtime_ns, inode, state, reason, "
                 "noticed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (source, raw, generation, kind, name, _text(match_key(path, self._suffixes)), identity.size,
-                 identity.mtime_ns, identity.inode, "ready" if problem is None else "failed", problem, now),
+                 identity.mtime_ns, identity.inode, "ready" if problem is None else "failed",
+                 None if problem is None else _text(problem), now),
             )  # fmt: skip
         return FileRow(int(cursor.lastrowid or 0), source, path, generation, kind, name, identity, 0)
 
@@ -324,7 +345,8 @@ class Ledger:
                 (row[0], row[1]),
             ).fetchall()
             touched: set[str] = set()
-            for entry, kind, name, digest, key in older:
+            for entry, kind, raw, digest, key in older:
+                name = os.fsdecode(raw)
                 same = found.get((kind, name))
                 if same is not None and same.digest == digest:
                     self._db.execute("UPDATE entries SET file = ? WHERE id = ?", (file, entry))
@@ -349,7 +371,7 @@ class Ledger:
         key = _text(match_key(entry.name, self._suffixes))
         self._db.execute(
             "INSERT INTO entries (file, kind, name, key, digest, count) VALUES (?, ?, ?, ?, ?, ?)",
-            (file, entry.kind, _text(entry.name), key, entry.digest, entry.count),
+            (file, entry.kind, os.fsencode(entry.name), key, entry.digest, entry.count),
         )
         return key
 
@@ -358,7 +380,7 @@ class Ledger:
         with self.transaction():
             self._db.execute(
                 "UPDATE files SET attempts = attempts + 1, reason = ?, gone = ? WHERE id = ?",
-                (reason, gone, file),
+                (_text(reason), gone, file),
             )
             if final:
                 self._db.execute("UPDATE files SET state = ? WHERE id = ? AND state = 'ready'", (state, file))
@@ -388,7 +410,8 @@ class Ledger:
             _file(row)
             for row in self._db.execute(
                 f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' "
-                "AND state NOT IN ('superseded') AND NOT (state = 'failed' AND attempts = 0)",
+                "AND state != 'superseded' AND (state NOT IN ('failed', 'rejected') "
+                "OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",  # else it never was fit for a job
                 (key,),
             )
         ]
@@ -402,14 +425,19 @@ class Ledger:
             "WHERE e.live AND e.key = ? ORDER BY e.id",
             (key,),
         )
-        for entry, kind, name, digest, source, raw in entries:
-            chosen, tied = best_match(name, paths, self._suffixes)
+        for entry, kind, raw_name, digest, source, raw in entries:
+            if kind not in self._required:
+                continue
+            name, path = os.fsdecode(raw_name), os.fsdecode(raw)
+            # a file that is called as its micrograph says by its folder, too, which one is meant
+            meant = f"{source}/{path}" if name == PurePosixPath(path).name else name
+            chosen, tied = best_match(meant, paths, self._suffixes)
             if chosen is None:
-                said = f"{os.fsdecode(raw)} could belong to {' or '.join(paths[index] for index in tied)}"
+                said = f"{path} could belong to {' or '.join(paths[index] for index in tied)}"
                 clashes.update((micrographs[index].id, said) for index in tied)
                 continue
             mine = found.setdefault(micrographs[chosen].id, {})
-            mine.setdefault(kind, []).append((entry, name, digest, source, os.fsdecode(raw)))
+            mine.setdefault(kind, []).append((entry, name, digest, source, path))
         for file in micrographs:
             self._join_one(file, found.get(file.id, {}), clashes.get(file.id))
 
@@ -433,9 +461,14 @@ class Ledger:
                 continue
             _, name, digest, source, path = choices[0]
             inputs.append(JobInput(kind, source, path, name, digest))
-        if reasons:
+        if reasons:  # a job that is not done yet was made of inputs that are gone, or are no longer the only ones
             self._db.execute(
-                "UPDATE files SET reason = ? WHERE id = ? AND state = 'ready'",
+                "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE file = ? "
+                "AND state IN ('ready', 'claimed')",
+                (file.id,),
+            )
+            self._db.execute(
+                "UPDATE files SET state = 'ready', reason = ? WHERE id = ? AND state IN ('ready', 'queued')",
                 (_text("; ".join(reasons)), file.id),
             )
             return
@@ -585,21 +618,21 @@ class Ledger:
 
     def retry(self, name: str | None = None) -> int:
         """Make failed jobs and files ready again; those whose item or path contains ``name``, or all."""
-        like = "%" if name is None else f"%{name}%"
+        meant = "state = 'failed' AND (instr(item, ?) OR instr(path, ?))"
+        names = (name or "", os.fsencode(name or ""))
         with self.transaction():
             jobs = self._db.execute(
-                "UPDATE jobs SET state = 'ready', attempts = 0 WHERE state = 'failed' AND item LIKE ?",
-                (like,),
+                "UPDATE jobs SET state = 'ready', attempts = 0 WHERE state = 'failed' "
+                f"AND file IN (SELECT id FROM files WHERE {meant})",
+                names,
             ).rowcount
             self._db.execute(
-                "UPDATE files SET state = 'queued', gone = 0 WHERE state = 'failed' AND item LIKE ? "
+                f"UPDATE files SET state = 'queued', gone = 0 WHERE {meant} "
                 "AND id IN (SELECT file FROM jobs WHERE state = 'ready')",
-                (like,),
+                names,
             )
             # a file that never became a job is looked at anew: forgotten here, found again by the next scan
-            files = self._db.execute(
-                "UPDATE files SET gone = 1 WHERE state = 'failed' AND item LIKE ? AND gone = 0", (like,)
-            ).rowcount
+            files = self._db.execute(f"UPDATE files SET gone = 1 WHERE {meant} AND gone = 0", names).rowcount
         return int(jobs) + int(files)
 
     # --- outputs ---
@@ -638,6 +671,10 @@ class Ledger:
         rows = self._db.execute("SELECT data FROM optics WHERE tbl = ? ORDER BY number", (table,))
         return [json.loads(row[0]) for row in rows]
 
+    def has_shard(self, path: str) -> bool:
+        """Whether a file of the output belongs to a commit."""
+        return self._db.execute("SELECT 1 FROM shards WHERE path = ?", (path,)).fetchone() is not None
+
     def shards(self) -> Iterator[Shard]:
         """Every file of the output that the ledger knows, superseded ones too."""
         for row in self._db.execute("SELECT path, size, crc32 FROM shards"):
@@ -664,11 +701,12 @@ class Ledger:
 
     def unmatched(self, limit: int = 100) -> list[tuple[str, str]]:
         """Entries of tables that belong to no micrograph so far: kind, name."""
-        return self._db.execute(
+        rows = self._db.execute(
             "SELECT e.kind, e.name FROM entries e WHERE e.live AND NOT EXISTS (SELECT 1 FROM files f "
             "WHERE f.key = e.key AND f.kind = 'micrograph' AND f.state != 'superseded') ORDER BY e.id LIMIT ?",
             (limit,),
-        ).fetchall()
+        )
+        return [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
 
     def failures(self, limit: int = 100) -> list[dict[str, Any]]:
         """Jobs and files that failed or were rejected, the newest first."""

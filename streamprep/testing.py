@@ -16,7 +16,8 @@ A test of an operation, once per array backend::
         np.testing.assert_allclose(backend.to_host(done.pixels), 2 * particles.pixels)
         assert warnings == []
 
-The same with the fixture, in a ``conftest.py``: ``from streamprep.testing import array_backend``.
+The same with a fixture: ``from streamprep.testing import array_backend`` in ``conftest.py``, and ``array_backend`` as an
+argument of the test.
 """
 
 from __future__ import annotations
@@ -325,6 +326,9 @@ def run_operation(
         named = getattr(function, "__name__", repr(function))
         raise TypeError(f"{named} is not an operation; decorate it with @streamprep.operation(hook, order=…)")
     pieces = data if isinstance(data, tuple) else (data,)
+    strange = [type(piece).__name__ for piece in pieces if type(piece) not in ARGUMENT]
+    if strange:
+        raise TypeError(f"data of type {strange[0]}; give {', '.join(kind.__name__ for kind in ARGUMENT)}")
     given: dict[str, Any] = {ARGUMENT[type(piece)]: piece for piece in pieces}
     params = info.params.model_validate(parameters)
     params.check(**_scale(pieces))
@@ -370,7 +374,6 @@ def _kind(pieces: tuple[Data, ...]) -> Literal["micrograph", "particles", "map"]
 __all__ = [
     "ArrayBackend",
     "Run",
-    "array_backend",
     "backends",
     "run_operation",
     "tiny_coordinates",
@@ -380,3 +383,5 @@ __all__ = [
     "tiny_optics",
     "tiny_particles",
 ]
+if pytest is not None:
+    __all__ += ["array_backend"]

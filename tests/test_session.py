@@ -15,9 +15,10 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
+
 from tests.conftest import Session
 from tests.outputs import check_invariants, images_of, read_table, rows_of
-from scipy.spatial import cKDTree
 
 Wait = Callable[..., None]
 

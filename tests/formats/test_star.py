@@ -510,6 +510,7 @@ column_names = st.text(st.sampled_from("abcXYZ019_.-"), min_size=1, max_size=10)
 @given(
     st.lists(column_names, min_size=1, max_size=8, unique_by=str.lower), st.from_regex(r"[a-z]{0,8}", fullmatch=True)
 )
+@example(["_a", "__b"], "")
 @settings(max_examples=30)
 def test_the_head_of_a_table_is_read_back(names: list[str], block: str) -> None:
     text = star.loop_head(block, names) + star.rows_text([[number] for number in range(len(names))])

@@ -1,0 +1,430 @@
+"""pick_noise: the free area is exact, picks are uniform on it, and nothing is drawn where it must not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
+from scipy.stats import chisquare
+
+from streamprep.model import Context, Coordinates, InputError, Item, Micrograph, Optics
+from streamprep.plugins import pick_noise as module
+from streamprep.plugins.extract import boxes_inside
+from streamprep.plugins.pick_noise import (
+    RELAX_STEPS,
+    FreeArea,
+    PickNoise,
+    free_area,
+    keep_out,
+    outlier_test,
+    pick_noise,
+    pick_noise_coordinates,
+)
+from streamprep.testing import ArrayBackend, backends, run_operation, tiny_coordinates, tiny_micrograph
+
+NONE = np.empty((0, 2))
+
+
+def brute_force(
+    shape: tuple[int, int], box: int, discs: list[tuple[np.ndarray, float]], blocked: np.ndarray | None
+) -> np.ndarray:
+    """Pixel by pixel: is a box centred here inside, far enough from every point and not on the mask?"""
+    ny, nx = shape
+    free = np.zeros(shape, dtype=bool)
+    for y in range(ny):
+        for x in range(nx):
+            left, top = x - box // 2, y - box // 2
+            inside = left >= 0 and top >= 0 and left + box <= nx and top + box <= ny
+            far = all((px - x) ** 2 + (py - y) ** 2 >= far_px**2 for points, far_px in discs for px, py in points)
+            free[y, x] = inside and far and (blocked is None or not blocked[y, x])
+    return free
+
+
+def painted(area: FreeArea, shape: tuple[int, int]) -> np.ndarray:
+    """How often each pixel lies in the area: 0 or 1 when it is right."""
+    seen = np.zeros(shape, dtype=int)
+    for row, first, length in zip(area.row, area.first, area.length, strict=True):
+        assert length > 0
+        seen[row, first : first + length] += 1
+    return seen
+
+
+def context(name: str = "Micrographs/mic_1", **further: object) -> Context:
+    return Context(Item("micrograph", name, Path(f"{name}.mrc")), "pick_noise", **further)
+
+
+def picks_of(
+    particles: np.ndarray, micrograph: Micrograph, there: Context | None = None, **parameters: object
+) -> tuple[Coordinates, list[str]]:
+    found = Coordinates(np.asarray(particles, dtype=np.float64).reshape(-1, 2))
+    return run_operation(pick_noise_coordinates, (found, micrograph), there or context(), **parameters)
+
+
+def distances(picks: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return cKDTree(points).query(picks)[0]
+
+
+quarters = st.integers(-20, 140).map(lambda value: value / 4)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[tuple[int, int], int, list[tuple[np.ndarray, float]], np.ndarray | None]:
+    """A small micrograph, a box, points to stay away from (some outside, not on whole pixels), perhaps a mask."""
+    shape = draw(st.integers(1, 26)), draw(st.integers(1, 26))
+    points = st.lists(st.tuples(quarters, quarters), max_size=4).map(lambda xy: np.array(xy, float).reshape(-1, 2))
+    discs = draw(st.lists(st.tuples(points, st.integers(0, 40).map(lambda value: value / 4)), max_size=2))
+    blocked = None
+    if draw(st.booleans()):
+        blocked = np.random.default_rng(draw(st.integers(0, 99))).random(shape) < draw(st.sampled_from([0, 0.3, 1]))
+    return shape, draw(st.integers(2, 9)), discs, blocked
+
+
+@settings(deadline=None, max_examples=150)
+@given(scenes())
+def test_the_free_area_equals_brute_force(
+    scene: tuple[tuple[int, int], int, list[tuple[np.ndarray, float]], np.ndarray | None],
+) -> None:
+    shape, box, discs, blocked = scene
+    area = free_area(shape, box, discs, blocked)
+    expected = brute_force(shape, box, discs, blocked)
+    np.testing.assert_array_equal(painted(area, shape), expected)
+    assert len(area) == expected.sum()
+
+
+@settings(deadline=None, max_examples=60)
+@given(ny=st.integers(2, 20), nx=st.integers(2, 20), box=st.integers(2, 9), seed=st.integers(0, 99))
+def test_keep_out_counts_the_whole_box(ny: int, nx: int, box: int, seed: int) -> None:
+    mask = (np.random.default_rng(seed).random((ny, nx)) < 0.05).astype(np.float32)
+    out = keep_out(mask, box)
+    for y in range(box // 2, ny - box + box // 2 + 1):
+        for x in range(box // 2, nx - box + box // 2 + 1):
+            top, left = y - box // 2, x - box // 2
+            assert out[y, x] == mask[top : top + box, left : left + box].any()
+
+
+# --- chance ----------------------------------------------------------------------------------------------------------
+
+
+def uniformity(picks: np.ndarray, free: np.ndarray, cell: int = 16) -> float:
+    """p-value of a chi-square test of picks against the free pixels of each cell of a coarse grid."""
+    ny, nx = free.shape
+    edges = np.arange(0, ny + cell, cell), np.arange(0, nx + cell, cell)
+    y, x = np.nonzero(free)
+    room = np.histogram2d(y, x, bins=edges)[0].ravel()
+    found = np.histogram2d(picks[:, 1], picks[:, 0], bins=edges)[0].ravel()
+    assert found[room == 0].sum() == 0
+    large = room * len(picks) / room.sum() >= 5
+    expected, observed = room[large], found[large]
+    return float(chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
+
+
+def test_draws_are_uniform_over_the_exact_area() -> None:
+    shape, box = (90, 150), 12
+    points = np.random.default_rng(1).uniform((0, 0), shape[::-1], size=(12, 2))
+    blocked = np.zeros(shape, dtype=bool)
+    blocked[20:40, 100:130] = True
+    area = free_area(shape, box, [(points, 14.0)], blocked)
+    drawn = area.draw(20000, np.random.default_rng(5))
+    assert uniformity(drawn, brute_force(shape, box, [(points, 14.0)], blocked)) > 1e-3
+
+
+def test_picks_are_uniform_where_nothing_crowds_them() -> None:
+    shape, box = (96, 160), 8
+    particles = np.array([[40.0, 40.0], [120.0, 60.0]])
+    free = brute_force(shape, box, [(particles, 20.0)], None)
+    rng = np.random.default_rng(11)
+    picks = [
+        pick_noise(shape, particles, number=20, box_size_px=box, rng=rng, min_distance_px=20, spacing_px=0)
+        for _ in range(150)
+    ]
+    assert uniformity(np.concatenate(picks), free) > 1e-3
+
+
+# --- what picks keep -------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    ny=st.integers(30, 120),
+    nx=st.integers(30, 120),
+    box=st.integers(4, 20),
+    particles=st.integers(0, 12),
+    number=st.integers(0, 30),
+    distance=st.floats(0, 40),
+    spacing=st.floats(0, 20),
+    crowded=st.sampled_from(["relax", "fewer"]),
+    seed=st.integers(0, 999),
+)
+def test_every_pick_keeps_its_distances(
+    ny: int, nx: int, box: int, particles: int, number: int, distance: float, spacing: float, crowded: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform((0, 0), (nx, ny), size=(particles, 2))
+    picks = pick_noise(
+        (ny, nx),
+        centres,
+        number=number,
+        box_size_px=box,
+        rng=rng,
+        min_distance_px=distance,
+        spacing_px=spacing,
+        crowded=crowded,
+    )
+    assert len(picks) <= number
+    assert boxes_inside(picks, box, (ny, nx)).all()
+    assert (picks == np.round(picks)).all()
+    least = distance if crowded == "fewer" else min(distance, box / 2)
+    apart = spacing if crowded == "fewer" else spacing / 2
+    if particles and len(picks):
+        assert distances(picks, centres).min() >= least
+    if len(picks) > 1:
+        assert pdist(picks).min() >= max(apart, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60)])
+def test_width_and_height_are_not_confused(shape: tuple[int, int]) -> None:
+    ny, nx = shape
+    picks = pick_noise(shape, NONE, number=150, box_size_px=10, rng=np.random.default_rng(0), spacing_px=2)
+    assert len(picks) == 150
+    assert boxes_inside(picks, 10, shape).all()
+    assert picks[:, 0].max() > 0.85 * nx
+    assert picks[:, 1].max() > 0.85 * ny
+    assert picks[:, 0].min() < 0.15 * nx
+    assert picks[:, 1].min() < 0.15 * ny
+
+
+def test_a_micrograph_of_one_box_has_one_place() -> None:
+    picks = pick_noise((9, 9), NONE, number=3, box_size_px=9, rng=np.random.default_rng(0))
+    assert picks.tolist() == [[4, 4]]
+
+
+def test_picks_at_the_distance_asked_for_come_first() -> None:
+    centres = np.stack(np.meshgrid(np.arange(10, 120, 30.0), np.arange(10, 120, 30.0)), axis=-1).reshape(-1, 2)
+    picks = pick_noise((120, 120), centres, number=40, box_size_px=20, rng=np.random.default_rng(3))
+    nearest = distances(picks, centres)
+    far = nearest >= 20
+    assert 0 < far.sum() < len(picks)
+    assert far[: far.sum()].all()
+
+
+def test_relax_fills_what_fewer_leaves_empty() -> None:
+    centres = np.stack(np.meshgrid(np.arange(10, 120, 30.0), np.arange(10, 120, 30.0)), axis=-1).reshape(-1, 2)
+    micrograph = tiny_micrograph((120, 120))
+    fewer, said = picks_of(centres, micrograph, number=40, box_size_px=20, crowded="fewer")
+    relaxed, warned = picks_of(centres, micrograph, number=40, box_size_px=20, crowded="relax")
+    assert 0 < len(fewer) < len(relaxed)
+    assert distances(fewer.xy_px, centres).min() >= 20
+    assert 10 <= distances(relaxed.xy_px, centres).min() < 20
+    assert pdist(fewer.xy_px).min() >= 10
+    assert pdist(relaxed.xy_px).min() >= 5
+    assert said == [f"{len(fewer)} of 40 noise boxes found: the area free of particles is too small for more"]
+    closer = int((distances(relaxed.xy_px, centres) < 20).sum())
+    assert f"{closer} of {len(relaxed)} noise boxes are nearer to a particle than the 20 px asked for" in warned
+
+
+# --- how many --------------------------------------------------------------------------------------------------------
+
+
+def test_number_minus_one_is_as_many_as_particles() -> None:
+    particles = tiny_coordinates(7, (200, 300), 16).xy_px
+    found, warnings = picks_of(particles, tiny_micrograph((200, 300)), box_size_px=16)
+    assert len(found) == 7
+    assert warnings == []
+
+
+@pytest.mark.parametrize(("edge", "count"), [("skip", 2), ("pad", 3)])
+def test_number_minus_one_counts_the_particles_that_extraction_cuts(edge: str, count: int) -> None:
+    particles = [[50, 50], [100, 100], [1, 50], [500, 50]]  # inside, inside, over the edge, off the micrograph
+    there = context(box_size_px=16, edge=edge)
+    found, _ = picks_of(particles, tiny_micrograph((200, 300)), there)
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+@pytest.mark.parametrize("particles", [0, 5])
+def test_a_number_is_that_many(number: int, particles: int) -> None:
+    centres = tiny_coordinates(particles, (200, 300), 16).xy_px
+    found, warnings = picks_of(centres, tiny_micrograph((200, 300)), number=number, box_size_px=16)
+    assert len(found) == number
+    assert warnings == []
+
+
+def test_no_particles_give_none_by_default_and_any_number_when_asked() -> None:
+    micrograph = tiny_micrograph((100, 140))
+    none, said = picks_of(NONE, micrograph, box_size_px=16)
+    some, warned = picks_of(NONE, micrograph, box_size_px=16, number=4)
+    assert (len(none), len(some)) == (0, 4)
+    assert none.xy_px.shape == (0, 2)
+    assert len(none.columns["streamprepNearestParticlePixels"]) == 0
+    assert np.isfinite(some.columns["streamprepNearestParticlePixels"]).all()
+    assert said == warned == []
+
+
+# --- the full micrograph ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crowded", ["relax", "fewer"])
+def test_a_full_micrograph_is_answered_at_once(monkeypatch: pytest.MonkeyPatch, crowded: str) -> None:
+    asked = []
+    monkeypatch.setattr(module, "free_area", lambda *given: asked.append(1) or free_area(*given))
+    centres = np.stack(np.meshgrid(np.arange(0, 201, 10.0), np.arange(0, 141, 10.0)), axis=-1).reshape(-1, 2)
+    found, warnings = picks_of(centres, tiny_micrograph((140, 200)), number=50, box_size_px=16, crowded=crowded)
+    assert len(found) == 0
+    assert len(asked) == (len(RELAX_STEPS) if crowded == "relax" else 1)
+    assert warnings == ["0 of 50 noise boxes found: the area free of particles is too small for more"]
+
+
+def test_refusing_everything_comes_to_an_end() -> None:
+    met = []
+
+    def refuse(points: np.ndarray) -> np.ndarray:
+        met.append(len(points))
+        return np.zeros(len(points), dtype=bool)
+
+    picks = pick_noise((200, 300), NONE, number=5, box_size_px=8, rng=np.random.default_rng(0), accept=refuse)
+    assert len(picks) == 0
+    assert sum(met) < 200 * 300
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reject_outliers", [False, True])
+@pytest.mark.parametrize("shape", [(20, 200), (200, 20), (20, 20)])
+def test_a_micrograph_smaller_than_a_box_has_no_place(shape: tuple[int, int], reject_outliers: bool) -> None:
+    found, warnings = picks_of(NONE, tiny_micrograph(shape), number=3, box_size_px=32, reject_outliers=reject_outliers)
+    assert len(found) == 0
+    assert len(warnings) == 1
+    assert "0 of 3" in warnings[0]
+
+
+# --- masks and outliers ----------------------------------------------------------------------------------------------
+
+
+def with_mask(mask: np.ndarray) -> Context:
+    return context(companions={"mask": Path("Masks/mic_1.mrc")}, read_image=lambda path: mask)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_no_box_touches_the_mask(stacked: bool) -> None:
+    mask = np.zeros((100, 160), dtype=np.uint8)
+    mask[:, :60] = 1
+    mask[45, 110] = 1
+    found, _ = picks_of(
+        NONE, tiny_micrograph((100, 160)), with_mask(mask[None] if stacked else mask), number=25, box_size_px=16,
+        spacing_px=2, mask="Masks/{stem}.mrc",
+    )  # fmt: skip
+    assert len(found) == 25
+    for x, y in (found.xy_px.astype(int) - 8).tolist():
+        assert not mask[y : y + 16, x : x + 16].any()
+
+
+def test_a_mask_over_everything_leaves_no_place() -> None:
+    found, warnings = picks_of(
+        NONE, tiny_micrograph((100, 160)), with_mask(np.ones((100, 160))), number=5, box_size_px=16
+    )
+    assert len(found) == 0
+    assert "0 of 5" in warnings[0]
+
+
+def test_a_mask_of_another_size_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"Masks/mic_1.mrc: the mask is 100 × 160 px, its micrograph 160 × 100 px"):
+        picks_of(NONE, tiny_micrograph((100, 160)), with_mask(np.zeros((160, 100))), number=1, box_size_px=16)
+
+
+def test_a_mask_is_waited_for_only_where_one_is_asked_for() -> None:
+    assert PickNoise().companions() == {}
+    assert PickNoise(mask="Masks/{stem}.mrc").companions() == {"mask": "Masks/{stem}.mrc"}
+
+
+def patched(seed: int = 0) -> Micrograph:
+    """A patch of carbon, bright, on noise."""
+    micrograph = tiny_micrograph((160, 240), seed)
+    pixels = micrograph.pixels.copy()
+    pixels[40:120, 60:150] += 40
+    return Micrograph("m.mrc", pixels, Optics(1.0))
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_outlier_boxes_are_left_out(backend: ArrayBackend) -> None:
+    def on_patch(found: Coordinates) -> int:
+        left, top = (found.xy_px - 8).T
+        wide = np.clip(np.minimum(left + 16, 150) - np.maximum(left, 60), 0, None)
+        high = np.clip(np.minimum(top + 16, 120) - np.maximum(top, 40), 0, None)
+        return int((wide * high > 16 * 16 * 0.05).sum())
+
+    parameters = {"number": 40, "box_size_px": 16, "spacing_px": 4}
+    anywhere, _ = picks_of(NONE, backend.move(patched()), **parameters)
+    chosen, _ = picks_of(NONE, backend.move(patched()), **parameters, reject_outliers=True)
+    assert len(anywhere) == len(chosen) == 40
+    assert on_patch(anywhere) >= 5
+    assert on_patch(chosen) == 0
+
+
+def test_plain_noise_has_few_outliers() -> None:
+    pixels = tiny_micrograph((160, 240)).pixels
+    points = np.random.default_rng(0).integers(16, 140, size=(200, 2)).astype(float)
+    assert outlier_test(pixels, 16)(points).mean() > 0.95
+
+
+def test_a_box_of_another_variance_is_an_outlier() -> None:
+    pixels = np.random.default_rng(0).normal(0, 1, (160, 240))
+    pixels[64:96, 64:96] *= 5
+    accept = outlier_test(pixels, 16)
+    assert accept(np.array([[80.0, 80.0], [200.0, 40.0]])).tolist() == [False, True]
+
+
+# --- the same every time ---------------------------------------------------------------------------------------------
+
+
+def test_picks_depend_on_the_micrograph_and_the_seed_only() -> None:
+    centres = tiny_coordinates(6, (200, 300), 16).xy_px
+    micrograph = tiny_micrograph((200, 300))
+
+    def pick(name: str, seed: int = 0) -> list[list[float]]:
+        return picks_of(centres, micrograph, context(name, seed=seed), box_size_px=16)[0].xy_px.tolist()
+
+    one, two = pick("Micrographs/a"), pick("Micrographs/b")
+    assert one != two
+    assert (pick("Micrographs/b"), pick("Micrographs/a")) == (two, one)
+    assert pick("Micrographs/a", seed=1) != one
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_how_far_the_nearest_particle_is() -> None:
+    centres = tiny_coordinates(6, (200, 300), 16).xy_px
+    found, _ = picks_of(centres, tiny_micrograph((200, 300)), number=20, box_size_px=16)
+    np.testing.assert_allclose(
+        found.columns["streamprepNearestParticlePixels"],
+        np.hypot(*(found.xy_px[:, None] - centres[None]).transpose(2, 0, 1)).min(axis=1),
+    )
+    assert found.label == "noise"
+
+
+@pytest.mark.parametrize(
+    ("own", "of_coordinates", "of_extract", "taken"),
+    [(10, 12, 14, 10), (None, 12, 14, 12), (None, None, 14, 14)],
+)
+def test_the_box_is_its_own_or_that_of_the_coordinates_or_of_extraction(
+    own: int | None, of_coordinates: int | None, of_extract: int | None, taken: int
+) -> None:
+    coordinates = Coordinates(np.array([[50.0, 50.0]]), box_size_px=of_coordinates)
+    there = context(box_size_px=of_extract)
+    found, _ = run_operation(pick_noise_coordinates, (coordinates, tiny_micrograph()), there, box_size_px=own)
+    assert found.box_size_px == taken
+
+
+def test_without_any_box_size_it_says_where_to_set_one() -> None:
+    with pytest.raises(ValueError, match="pick_noise.box_size_px is not set"):
+        picks_of([[50, 50]], tiny_micrograph())
+
+
+@pytest.mark.parametrize("wrong", [{"number": -2}, {"box_size_px": 1}, {"min_distance_px": -1}, {"crowded": "no"}])
+def test_parameters_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        picks_of([[50, 50]], tiny_micrograph(), **wrong)

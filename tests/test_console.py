@@ -1,0 +1,158 @@
+"""The console: live view, plain lines, JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console as RichConsole
+
+from streamprep.console import Console, clean, duration, summary, view
+from streamprep.engine import Snapshot
+
+SNAPSHOT = Snapshot(
+    output="/data/session/streamprep_out",
+    mode="running",
+    message="",
+    plan=("extract.extract", "particles.normalize"),
+    device="CPU",
+    workers=2,
+    elapsed_seconds=75.0,
+    jobs={"done": 12, "claimed": 2, "ready": 3, "rejected": 1},
+    waiting=(("Micrographs/mic_12", "waits for coordinates", 4.0),),
+    waiting_count=1,
+    settling=2,
+    running=(("Micrographs/mic_13", 0.4),),
+    rows={"particles.star": 3360, "noise.star": 3360},
+    micrographs_per_hour=560.0,
+    particles_per_second=46.7,
+    oldest_seconds=61.0,
+    operation_seconds={"normalize": 0.012},
+    failures=(
+        {"item": "Micrographs/mic_9", "state": "failed", "reason": "truncated", "file": "Micrographs/mic_9.mrc",
+         "operation": None, "traceback": None, "attempts": 1, "when": 0.0},
+    ),
+    warnings=1,
+    unknown_files=0,
+    degraded=("/data is on nfs4, which gives no events: scanning it instead",),
+    disk_free_bytes=3 << 30,
+)  # fmt: skip
+
+
+def drawn(snapshot: Snapshot, width: int = 110, height: int = 30) -> str:
+    stream = io.StringIO()
+    RichConsole(file=stream, width=width, height=height).print(view(snapshot, height=height))
+    return stream.getvalue()
+
+
+def test_the_view_shows_what_a_facility_asks() -> None:
+    text = drawn(SNAPSHOT)
+    for words in (
+        "running", "1 min 15 s", "12 done", "2 in work", "3 queued", "1 waiting", "1 failed", "1 rejected", "560",
+        "46.7 particles/s", "1 min 01 s", "particles.star 3,360", "Micrographs/mic_12", "waits for coordinates",
+        "Micrographs/mic_13", "truncated", "nfs4", "3.0 GiB free", "normalize 12 ms", "extract.extract",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(("width", "height"), [(110, 30), (80, 24), (60, 20), (40, 16)])
+def test_the_view_fits_the_terminal(width: int, height: int) -> None:
+    many = tuple(
+        (f"Micrographs/a_very_long_name_of_a_micrograph_{index:05d}", "waits for coordinates", 1.0)
+        for index in range(50)
+    )
+    text = drawn(dataclasses.replace(SNAPSHOT, waiting=many, waiting_count=50), width, height)
+    assert all(len(line) <= width for line in text.splitlines())
+    if width >= 80:
+        assert len(text.splitlines()) <= height
+
+
+def test_a_paused_session_says_why() -> None:
+    text = drawn(dataclasses.replace(SNAPSHOT, mode="paused", message="paused, the disk is full: 3 MiB free"))
+    assert "the disk is full" in text
+
+
+@given(st.text())
+def test_text_from_outside_cannot_steer_the_terminal(name: str) -> None:
+    assert clean(name).isprintable()
+    hostile = dataclasses.replace(SNAPSHOT, waiting=((f"\x1b[2J{name}[red]", "x", 1.0),))
+    assert "\x1b[2J" not in drawn(hostile)
+
+
+def test_names_are_not_markup() -> None:
+    hostile = dataclasses.replace(SNAPSHOT, waiting=(("mic_[bold]_1", "[link=x]y[/link]", 1.0),))
+    text = drawn(hostile)
+    assert "mic_[bold]_1" in text
+    assert "[link=x]y[/link]" in text
+
+
+def test_plain_lines() -> None:
+    stream, time = io.StringIO(), [0.0]
+    console = Console("plain", stream, clock=lambda: time[0])
+    console.item_finished("Micrographs/mic_1\x1b[2J", "done", None)
+    console.item_finished("Micrographs/mic_2", "failed", "cut\noff")
+    console.snapshot_taken(SNAPSHOT)
+    time[0] = 5.0
+    console.snapshot_taken(SNAPSHOT)
+    assert len(stream.getvalue().splitlines()) == 2, "not a line for every snapshot"
+    time[0] = 11.0
+    console.snapshot_taken(SNAPSHOT)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("done     Micrographs/mic_1")
+    assert "\x1b" not in stream.getvalue()
+    assert "12 done, 3 queued, 1 waiting" in lines[2]
+
+
+def test_json_lines() -> None:
+    stream = io.StringIO()
+    console = Console("json", stream)
+    plan = SimpleNamespace(hash="abc", steps=[])
+    console.run_started(plan, SimpleNamespace())
+    console.item_finished("Micrographs/mic_1\n", "failed", 'a "quoted" reason')
+    console.operation_finished("Micrographs/mic_1", "normalize", 0.25)
+    console.warning_raised("slow disk")
+    console.run_stopped(SNAPSHOT)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["event"] for event in events] == [
+        "run_started", "item_finished", "operation_finished", "warning", "run_stopped",
+    ]  # fmt: skip
+    assert events[1]["item"] == "Micrographs/mic_1\n"
+    assert events[4]["rows"] == SNAPSHOT.rows
+
+
+def test_quiet_prints_the_summary_only() -> None:
+    stream = io.StringIO()
+    console = Console("quiet", stream)
+    console.item_finished("a", "done", None)
+    console.snapshot_taken(SNAPSHOT)
+    assert stream.getvalue() == ""
+    console.run_stopped(SNAPSHOT)
+    assert stream.getvalue().splitlines() == summary(SNAPSHOT)
+
+
+def test_the_summary_names_what_waits_and_what_failed() -> None:
+    text = "\n".join(summary(SNAPSHOT))
+    assert "12 micrographs done, 1 waiting, 1 failed, 1 rejected" in text
+    assert "waiting: Micrographs/mic_12: waits for coordinates" in text
+    assert "failed: Micrographs/mic_9.mrc: truncated" in text
+
+
+def test_live_view_starts_draws_and_ends() -> None:
+    stream = io.StringIO()
+    console = Console("live", stream)
+    console.run_started(SimpleNamespace(hash="abc", steps=[]), SimpleNamespace())
+    console.snapshot_taken(SNAPSHOT)
+    console.warning_raised("[red]disk[/red]")
+    console.run_stopped(dataclasses.replace(SNAPSHOT, mode="finished"))
+    assert "finished" in stream.getvalue()
+    assert "results in /data/session/streamprep_out" in stream.getvalue()
+
+
+@given(st.floats(0, 1e7))
+def test_durations_have_units(seconds: float) -> None:
+    assert duration(seconds).split()[1] in ("s", "min", "h")

@@ -1,0 +1,192 @@
+"""Plans: which operations, in which order; and running them on one item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamprep import Context, Coordinates, Item, Micrograph, Optics, Params, Particles, Reject
+from streamprep.config import Config
+from streamprep.hookspecs import OperationInfo
+from streamprep.model import ConfigError
+from streamprep.pipeline import OperationError, context_for, resolve, run_micrograph
+from streamprep.plugin_manager import LoadedOperation, Plugins, load_plugins
+
+
+def config(**tables: Any) -> Config:
+    return Config.model_validate({"session": {"watch": ["M"]}, **tables})
+
+
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    return load_plugins(environ={}, sinks=False)
+
+
+def add(plugins: Plugins, hook: str, name: str, order: int, function: Any, version: str = "1") -> Plugins:
+    info = OperationInfo(hook, name, order, Params)
+    arguments = tuple(function.__code__.co_varnames[: function.__code__.co_argcount])
+    made = LoadedOperation(info, function, arguments, name, "test", version)
+    return Plugins(plugins.manager, plugins.plugins, [*plugins.operations, made])
+
+
+BOXES = {"extract": {"box_size_px": 16}}
+
+
+def test_steps_are_sorted_by_lane_order_and_name(plugins: Plugins) -> None:
+    more = add(plugins, "process_particles", "alpha", 30, lambda particles: particles)
+    more = add(more, "process_particles", "zeta", 30, lambda particles: particles)
+    lanes = config(
+        particles={"zeta": {}, "invert": {}, "normalize": {}, "alpha": {}}, coordinates={"pick_noise": {}}, **BOXES
+    )
+    names = [step.name for step in resolve(lanes, more).steps]
+    assert names == ["pick_noise", "extract", "alpha", "normalize", "zeta", "invert"]
+    lanes = config(particles={"invert": {"order": 1}, "normalize": {}}, **BOXES)
+    assert [step.name for step in resolve(lanes, plugins).steps] == ["extract", "invert", "normalize"]
+
+
+def test_the_hash_changes_with_all_that_decides_results(plugins: Plugins) -> None:
+    base = {"particles": {"normalize": {}}, **BOXES}
+    first = resolve(config(**base), plugins).hash
+    assert resolve(config(**base), load_plugins(environ={}, sinks=False)).hash == first
+    others = [
+        {**base, "particles": {"normalize": {"method": "new"}}},
+        {**base, "particles": {"normalize": {"order": 31}}},
+        {**base, "particles": {"normalize": {}, "invert": {}}},
+        {**base, "extract": {"box_size_px": 18}},
+        {**base, "optics": {"voltage_kv": 200}},
+        {**base, "session": {"watch": ["M"], "seed": 1}},
+        {**base, "ctf": {"table": "c.star"}},
+    ]
+    hashes = {resolve(Config.model_validate({"session": {"watch": ["M"]}, **other}), plugins).hash for other in others}
+    assert len(hashes | {first}) == len(others) + 1
+    same = [
+        {**base, "session": {"watch": ["N", "O"]}},
+        {**base, "session": {"watch": ["M"], "workers": 3, "settle_seconds": 9}},
+        {**base, "particles": {"normalize": {"method": "ramp"}}},
+    ]
+    for other in same:
+        assert resolve(Config.model_validate({"session": {"watch": ["M"]}, **other}), plugins).hash == first
+    old = add(plugins, "process_particles", "alpha", 30, lambda particles: particles, version="1")
+    new = add(plugins, "process_particles", "alpha", 30, lambda particles: particles, version="2")
+    named = config(particles={"alpha": {}})
+    assert resolve(named, old).hash != resolve(named, new).hash
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"particles": {"invrt": {}}}, ["[particles.invrt] unknown operation", "did you mean invert?"]),
+        ({"maps": {"normalize": {}}}, ["[maps.normalize] unknown operation", "normalize works on particles"]),
+        ({"particles": {"normalize": {"methd": "new"}}}, ["[particles.normalize]", "methd", "did you mean method?"]),
+        ({"particles": {"normalize": {"order": "first"}}}, ["order = 'first'", "whole number"]),
+        ({"particles": {"normalize": {"order": True}}}, ["order = True", "whole number"]),
+        ({"extract": {"box_size_px": 16, "output_size_px": 32}}, ["[extract]", "output_size_px = 32", "16"]),
+        (
+            {
+                "extract": {"box_size_px": 64, "output_size_px": 32},
+                "particles": {"normalize": {"background_radius_px": 17}},
+            },
+            ["[particles.normalize]", "background_radius_px = 17", "16 of 32 px"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_data(plugins: Plugins, tables: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(config(**tables), plugins)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_two_plugins_with_one_name_are_an_error_only_when_asked_for(plugins: Plugins) -> None:
+    twice = add(plugins, "process_particles", "alpha", 1, lambda particles: particles)
+    twice = add(twice, "process_particles", "alpha", 2, lambda particles: particles)
+    assert resolve(config(particles={"invert": {}}), twice)
+    with pytest.raises(ConfigError, match=r"offered by test \(plugin alpha\) and test \(plugin alpha\)"):
+        resolve(config(particles={"alpha": {}}), twice)
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def micrograph() -> Micrograph:
+    pixels = np.random.default_rng(0).normal(10, 1, (64, 80)).astype(np.float32)
+    return Micrograph("M/a.mrc", pixels, Optics(1.5))
+
+
+def run(plan: Any, **further: Any) -> Any:
+    coordinates = Coordinates(np.array([[20.0, 20.0], [50.0, 40.0]]))
+    context = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")), **further)
+    return run_micrograph(plan, micrograph(), coordinates, context)
+
+
+def test_noise_goes_through_the_same_chain(plugins: Plugins) -> None:
+    result = run(resolve(config(coordinates={"pick_noise": {"number": 3}}, particles={"invert": {}}, **BOXES), plugins))
+    assert {label: len(found) for label, found in result.particles.items()} == {"particle": 2, "noise": 3}
+    x, y = result.coordinates["noise"].xy_px[0].astype(int)
+    expected = -micrograph().pixels[y - 8 : y + 8, x - 8 : x + 8]
+    np.testing.assert_array_equal(result.particles["noise"].pixels[0], expected)
+    assert result.particles["noise"].label == "noise"
+
+
+def test_none_means_unchanged_and_context_tells_who_runs(plugins: Plugins) -> None:
+    seen: list[tuple[str, str, int | None]] = []
+
+    def look(particles: Particles, ctx: Context) -> None:
+        seen.append((ctx.operation, ctx.label, ctx.box_size_px))
+
+    more = add(plugins, "process_particles", "look", 1, look)
+    result = run(resolve(config(particles={"look": {}}, coordinates={"pick_noise": {}}, **BOXES), more))
+    assert seen == [("look", "particle", 16), ("look", "noise", 16)]
+    assert len(result.particles["particle"]) == 2
+
+
+def test_coordinates_with_the_particle_label_replace_the_particles(plugins: Plugins) -> None:
+    more = add(plugins, "process_coordinates", "first", 1, lambda coordinates: coordinates.select(np.array([0])))
+    result = run(resolve(config(coordinates={"first": {}}, **BOXES), more))
+    assert len(result.particles["particle"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("hook", "function", "words"),
+    [
+        ("process_particles", lambda particles: 3, "returned int, not Particles or None"),
+        ("process_particles", lambda particles: particles.with_pixels(particles.pixels[0]), "shape (16, 16)"),
+        ("process_particles", lambda particles: particles.with_pixels(particles.pixels[:1]), "for 2 particles"),
+        ("process_micrograph", lambda micrograph: "x", "returned str, not Micrograph or None"),
+    ],
+)
+def test_wrong_returns_name_the_operation(plugins: Plugins, hook: str, function: Any, words: str) -> None:
+    more = add(plugins, hook, "odd", 1, function)
+    lane = "particles" if "particles" in hook else "micrographs"
+    with pytest.raises(OperationError) as error:
+        run(resolve(config(**{lane: {"odd": {}}}, **BOXES), more))
+    assert error.value.operation == "odd"
+    assert words in str(error.value)
+
+
+def test_reject_passes_through(plugins: Plugins) -> None:
+    def dark(micrograph: Micrograph) -> None:
+        raise Reject("too dark")
+
+    more = add(plugins, "process_micrograph", "dark", 1, dark)
+    with pytest.raises(Reject, match="too dark"):
+        run(resolve(config(micrographs={"dark": {}}, **BOXES), more))
+
+
+def test_random_numbers_depend_on_item_operation_label_and_seed_only() -> None:
+    def draw(name: str = "M/a", operation: str = "op", seed: int = 0, label: Any = "particle", key: int = 0) -> int:
+        context = Context(Item("micrograph", name, Path("x")), operation, seed=seed, label=label)
+        return int(context.rng(key).integers(1 << 60))
+
+    assert draw() == draw()
+    assert len({draw(), draw("M/b"), draw(operation="q"), draw(seed=1), draw(label="noise"), draw(key=1)}) == 6
+
+
+def test_without_extraction_there_are_coordinates_only(plugins: Plugins) -> None:
+    plan = resolve(config(coordinates={"pick_noise": {"box_size_px": 16}}), plugins)
+    result = run(plan)
+    assert not result.particles
+    assert set(result.coordinates) == {"particle", "noise"}

@@ -1,0 +1,107 @@
+"""Loading plugins, each in isolation."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from streamprep import hookimpl, operation
+from streamprep.plugin_manager import BUILTIN_OPERATIONS, Plugins, load_plugins
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def distribution(site: Path, name: str, source: str, version: str = "1.0") -> None:
+    """An installed distribution with one module and one entry point, both of that name."""
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[streamprep]\n{name} = {name}\n")
+    (site / f"{name}.py").write_text(source)
+    sys.modules.pop(name, None)
+
+
+GOOD = "from streamprep import operation\n@operation('process_map', order=3)\ndef glow(map): return map\n"
+
+
+def load() -> Plugins:
+    return load_plugins(environ={})
+
+
+def test_built_in_operations_come_from_the_same_door() -> None:
+    loaded = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""})
+    names = {plugin.name for plugin in loaded.plugins}
+    assert {dotted.rpartition(".")[2] for dotted in BUILTIN_OPERATIONS} <= names
+    assert not loaded.broken
+    assert all(made.distribution == "streamprep" for made in loaded.operations)
+
+
+def test_an_installed_plugin_is_found_with_its_version(site: Path) -> None:
+    distribution(site, "glower", GOOD, "3.1")
+    (made,) = load().named("process_map", "glow")
+    assert (made.distribution, made.version, made.plugin, made.argnames) == ("glower", "3.1", "glower", ("map",))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import not_there_at_all", "ModuleNotFoundError"),
+        ("raise SystemExit('no')", "SystemExit"),
+        ("def f(:", "SyntaxError"),
+        (GOOD.replace("(map)", "(map, moon)"), "moon"),
+        (GOOD.replace("operation('process_map', order=3)", "operation('process_moon', order=3)"), "process_moon"),
+        ("from streamprep import hookimpl\n@hookimpl\ndef process_maps(): pass\n", "process_maps"),
+        ("from streamprep import hookimpl\n@hookimpl\ndef process_map(map): pass\n", "need @operation('process_map'"),
+    ],
+)
+def test_a_broken_plugin_does_not_hurt_the_others(site: Path, source: str, words: str) -> None:
+    distribution(site, "broken", source)
+    distribution(site, "good", GOOD)
+    loaded = load()
+    (broken,) = loaded.broken
+    assert broken.name == "broken"
+    assert words in (broken.error or "")
+    assert loaded.names("process_map") == ["glow", "invert"]
+    assert not any(made.plugin == "broken" for made in loaded.operations)
+
+
+def test_a_name_that_is_taken_names_the_other(site: Path) -> None:
+    distribution(site, "invert", GOOD)
+    (broken,) = load().broken
+    assert "plugin name 'invert' is already taken by distribution streamprep" in (broken.error or "")
+
+
+def test_blocked_plugins_are_listed_but_not_loaded(site: Path) -> None:
+    distribution(site, "good", "raise RuntimeError('it was imported')")
+    loaded = load_plugins(block=["good"], environ={})
+    (plugin,) = [plugin for plugin in loaded.plugins if plugin.name == "good"]
+    assert plugin.blocked
+    assert not loaded.broken
+
+
+def test_hooks_are_called_on_registered_objects() -> None:
+    loaded = load()
+    module = types.ModuleType("reader")
+
+    @hookimpl
+    def classify_path(path):  # type: ignore[no-untyped-def]
+        return "map" if path.suffix == ".xyz" else None
+
+    module.classify_path = classify_path  # type: ignore[attr-defined]
+    loaded.manager.register(module)
+    assert loaded.hook.classify_path(path=Path("a.xyz"), head=b"") == "map", "a third party is asked first"
+    assert loaded.hook.classify_path(path=Path("a.star"), head=b"") == "coordinates"
+
+
+def test_operations_of_one_name_in_two_lanes_do_not_collide() -> None:
+    loaded = load()
+    assert len(loaded.named("process_map", "invert")) == 1
+    assert len(loaded.named("process_particles", "invert")) == 1
+    assert operation("process_map", order=1, name="x")(lambda map: map).streamprep_operation.name == "x"  # type: ignore[attr-defined]
