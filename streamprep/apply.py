@@ -83,14 +83,13 @@ def apply(
     for path in (source, *(() if ctf is None else (ctf,))):
         if not path.is_file():
             raise InputError(path, "this is a folder, not a file" if path.is_dir() else "no such file")
-    kind = formats.classify_path(source, _head(source))
-    if kind is None:
+    if formats.classify_path(source, _head(source)) is None:
         raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc and .map")
     image: Image = formats.read_item(Item("map", source.stem, source))  # type: ignore[assignment]
     pixel_size = pixel_size_angstrom or image.pixel_size_angstrom
     if not pixel_size:
         raise InputError(source, "its header has no pixel size; give --pixel-size-angstrom")
-    lane = "maps" if kind == "map" else "particles"
+    lane = "particles" if source.suffix.lower() == ".mrcs" or image.pixels.ndim == 2 else "maps"
     steps = make_steps(operations, overrides, lane, plugins)
     plan = Plan(steps, {"seed": seed})
     backend = choose_backend(device)
@@ -114,13 +113,15 @@ def apply(
         ctfs = None if ctf is None else star.read_particle_ctf(ctf, len(stack))
         done = run_particles(plan, Particles(pixels, Optics(pixel_size), ctf=ctfs), context)
         result, pixel_size = to_host(done.pixels), done.optics.pixel_size_angstrom
+    unfinished = target.with_name(f".{target.name}.part")
     mrc.write(
-        target,
+        unfinished,
         np.asarray(result, dtype=np.float32),
         pixel_size_angstrom=pixel_size,
         stack=lane == "particles",
         label=f"streamprep: {', '.join(operations)}",
     )
+    unfinished.replace(target)  # whole or not at all, also where the target is the source
     return warnings
 
 

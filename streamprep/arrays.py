@@ -80,9 +80,9 @@ def choose_backend(device: DeviceName) -> Backend:
 def _probe_gpu() -> tuple[bool, str]:
     try:
         import cupy
-    except ImportError:
+    except ModuleNotFoundError:
         return False, "cupy is not installed"
-    except Exception as error:  # a broken CUDA installation raises other errors
+    except Exception as error:  # a broken CUDA installation raises ImportError and others
         return False, f"cupy cannot be imported ({type(error).__name__}: {error})"
     try:
         if cupy.cuda.runtime.getDeviceCount() < 1:

@@ -231,8 +231,9 @@ class Committer:
             _files.move_aside(final, self.orphans)
         if not staged.exists():
             raise LedgerError(f"{staged}: the staged file is gone")
-        if staged.stat().st_size != size:
-            raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
+        found = staged.stat().st_size if staged.exists() else 0
+        if found != size:
+            raise LedgerError(f"{staged}: has {found} bytes, its manifest says {size}")
         _files.place(staged, final)
 
     def _render(self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]) -> tuple[list[str], bytes]:

@@ -34,6 +34,7 @@ from streamprep.workers import Executor, LocalExecutor, MicrographJob, Outcome, 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_SECONDS = 0.25
+VIEWS_SECONDS = 0.5
 LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -164,10 +165,10 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
     """
     wanted = config.resolve(config.session.output)
     for folder in config.watch_folders:
-        if wanted == folder or wanted in folder.parents:
+        if wanted == folder or wanted in folder.parents or folder in wanted.parents:
             raise ConfigError(
-                f"{config.file}: [session] output = {config.session.output!r} contains the watched folder {folder}; "
-                "watched folders are never written to"
+                f"{config.file}: [session] output = {config.session.output!r} and the watched folder {folder} lie one "
+                "inside the other; watched folders are never written to, choose an output beside them"
             )
     folder, exists = find_output(config, plan)
     if exists:
@@ -338,6 +339,7 @@ class Engine:
         self._next_control = 0.0
         self._snapshot: Snapshot | None = None
         self._seen_changes = -1
+        self._next_views = 0.0
         self._views: dict[str, Any] = {}
 
     # --- running ---
@@ -458,6 +460,8 @@ class Engine:
                 kind = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head) if not problem else None
             except InputError as error:
                 problem = error.reason
+            except Exception as error:
+                problem = f"a plugin failed in classify_path: {type(error).__name__}: {error}"
         if problem is None and kind is None:
             self._unknown += 1
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
@@ -496,7 +500,8 @@ class Engine:
                 job = TableJob(table.id, self._labels[table.source].root / table.path, table.kind)
                 self._start(_Running(self._executor.submit(job), self._clock(), table=table))
                 room -= 1
-        soon = [job for job, when in self._not_before.items() if when > self._clock()]
+        self._not_before = {job: when for job, when in self._not_before.items() if when > self._clock()}
+        soon = [job for job in self._not_before if job > 0]
         for row in self.ledger.claim(room, excluded=soon):
             self._serial += 1
             folder = self.committer.staging / f"{os.getpid()}-{self._serial}"
@@ -514,6 +519,7 @@ class Engine:
             name = path.relative_to(self.config.folder).as_posix()
         except ValueError:
             name = path.as_posix()
+        name = name.encode("utf-8", "backslashreplace").decode()  # tables are UTF-8, file names need not be
         inputs = tuple((made, self._labels[made.source].root / made.path) for made in row.inputs)
         item = Item("micrograph", row.item, path)
         return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder)
@@ -533,11 +539,9 @@ class Engine:
             for index, (running, outcome) in enumerate(waiting):
                 try:
                     self._job_ended(running, outcome)
-                except OSError as error:
-                    if error.errno not in DISK_FULL:
-                        raise
+                except OSError as error:  # nothing was committed; the same commit is tried again
                     self._uncommitted = waiting[index:]
-                    self._pause(f"{self.output}: {error.strerror}")
+                    self._pause(error)
                     break
 
     def _table_ended(self, table: FileRow, outcome: Outcome) -> None:
@@ -580,6 +584,8 @@ class Engine:
                 self._job_failed(job, Outcome("failed", str(error)), now)
                 return
             self._job_done(job, outcome)
+        elif outcome.verdict == "lost" and self._signals:
+            self.ledger.release(job.id)  # the signal that ends the daemon ended its worker too: no fault of the job
         elif outcome.verdict == "changed":
             self.ledger.release(job.id)
             self._not_before[job.id] = self._clock() + self.config.session.settle_seconds + 0.5
@@ -599,7 +605,6 @@ class Engine:
         shutil.rmtree(running.folder, ignore_errors=True)
 
     def _job_done(self, job: JobRow, outcome: Outcome) -> None:
-        self._not_before.pop(job.id, None)
         particles = sum(rows.count for part in outcome.staged for rows in part.rows if rows.table == "particles.star")
         self._rates.add(self._clock(), particles)
         for name, seconds in outcome.timings:
@@ -621,7 +626,6 @@ class Engine:
         )  # fmt: skip
         self._not_before[job.id] = self._clock() + 2.0**job.attempts
         if final:
-            self._not_before.pop(job.id, None)
             self._item_finished(job.item, "failed", reason)
         else:
             log.warning("%s: %s; attempt %d of %d", job.item, reason, job.attempts + 1, self._max_attempts)
@@ -648,11 +652,12 @@ class Engine:
             return True
         free, reserve = self._disk_free(), self.config.session.reserve_mib << 20
         if free < reserve:
-            self._pause(f"{self.output}: {free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)")
+            said = f"{free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)"
+            self._pause(OSError(errno.ENOSPC, said))
             return True
         if self._mode == "paused":
             self._mode, self._message = "running", ""
-            self._tell("there is space again: going on")
+            self._tell("the output can be written again: going on")
         return False
 
     def _disk_free(self) -> int:
@@ -661,11 +666,13 @@ class Engine:
         except OSError:
             return 0
 
-    def _pause(self, message: str) -> None:
+    def _pause(self, error: OSError) -> None:
+        """Take no new work, keep what is done, and try again every ten seconds."""
         self._paused_until = self._clock() + DISK_RETRY_SECONDS
         if self._mode == "running":
             self._mode = "paused"
-        self._message = f"paused, the disk is full: {message}"
+        what = "the disk is full" if error.errno in DISK_FULL else "the output cannot be written"
+        self._message = f"paused, {what}: {error.filename or self.output}: {error.strerror}"
         self._tell(self._message)
 
     def _publish(self) -> None:
@@ -674,9 +681,7 @@ class Engine:
         try:
             self.committer.publish()
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            self._pause(f"{self.output}: {error.strerror}")
+            self._pause(error)
 
     # --- control and view ---
 
@@ -722,9 +727,9 @@ class Engine:
         self._call("snapshot_taken", snapshot=self._snapshot)
 
     def _look(self) -> Snapshot:
-        clock, now = self._clock(), self._now()
-        if self.ledger.changes != self._seen_changes:
-            self._seen_changes = self.ledger.changes
+        clock, now, mode = self._clock(), self._now(), self._mode
+        if self.ledger.changes != self._seen_changes and (clock >= self._next_views or mode in ("finished", "stopped")):
+            self._seen_changes, self._next_views = self.ledger.changes, clock + VIEWS_SECONDS
             files = self.ledger.file_counts()
             self._views = {
                 "jobs": self.ledger.job_counts(),
@@ -736,7 +741,6 @@ class Engine:
             }
         views = self._views
         per_hour, per_second = self._rates.measure(clock, self._started)
-        mode = self._mode
         if mode == "running" and not self._running:
             mode = "waiting"
         return Snapshot(

@@ -619,7 +619,7 @@ class Ledger:
     def retry(self, name: str | None = None) -> int:
         """Make failed jobs and files ready again; those whose item or path contains ``name``, or all."""
         meant = "state = 'failed' AND (instr(item, ?) OR instr(path, ?))"
-        names = (name or "", os.fsencode(name or ""))
+        names = (_text(name or ""), os.fsencode(name or ""))
         with self.transaction():
             jobs = self._db.execute(
                 "UPDATE jobs SET state = 'ready', attempts = 0 WHERE state = 'failed' "

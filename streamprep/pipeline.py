@@ -269,7 +269,7 @@ def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: 
             break
         size = int(particles.pixels.shape[-1])
         pixel = particles.optics.pixel_size_angstrom
-        check_params(step, size_px=size, pixel_size_angstrom=pixel, where=context.item.name)
+        check_params(step, size_px=size, pixel_size_angstrom=pixel, where=str(context.item.path))
         made: Particles | None = _run(step, context, Particles, timer, particles=particles)
         if made is None:
             continue
@@ -284,7 +284,7 @@ def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_tim
     """Run the map operations on one map, on the backend that its pixels are on."""
     for step in plan.lane("maps"):
         size = int(volume.pixels.shape[-1])
-        check_params(step, size_px=size, pixel_size_angstrom=volume.pixel_size_angstrom, where=context.item.name)
+        check_params(step, size_px=size, pixel_size_angstrom=volume.pixel_size_angstrom, where=str(context.item.path))
         made: Map | None = _run(step, context, Map, timer, map=volume)
         if made is None:
             continue

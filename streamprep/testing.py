@@ -16,8 +16,8 @@ A test of an operation, once per array backend::
         np.testing.assert_allclose(backend.to_host(done.pixels), 2 * particles.pixels)
         assert warnings == []
 
-The same with a fixture: ``from streamprep.testing import array_backend`` in ``conftest.py``, and ``array_backend`` as an
-argument of the test.
+The same with a fixture: ``from streamprep.testing import array_backend`` in ``conftest.py``, and an argument of that
+name in the test.
 """
 
 from __future__ import annotations

@@ -382,21 +382,24 @@ class Watcher:
         if first is not None:
             return
         key = (number, relative)
-        try:
-            found = self.stat(source.root / relative)
-        except OSError:
+        identity = self._identity(source.root / relative)
+        if identity is None:
             self._candidates.pop(key, None)
             return
-        if not stat_module.S_ISREG(found.st_mode):
-            self._candidates.pop(key, None)
-            return
-        identity = identity_of(found)
         candidate = self._candidates.get(key)
         if candidate is None:
             if not self.known(source, relative, identity):
                 self._candidates[key] = _Candidate(identity, now)
         elif candidate.identity != identity:
             self._candidates[key] = _Candidate(identity, now)
+
+    def _identity(self, path: Path) -> Identity | None:
+        """Identity of the regular file at a path; None where there is none, or something else."""
+        try:
+            found = self.stat(path)
+        except OSError:
+            return None
+        return identity_of(found) if stat_module.S_ISREG(found.st_mode) else None
 
     def _settled(self, now: float, most: int) -> list[Arrival]:
         arrivals: list[Arrival] = []
@@ -406,9 +409,8 @@ class Watcher:
             if now - candidate.since < self.settle_seconds:
                 continue
             number, relative = key
-            try:
-                identity = identity_of(self.stat(self.sources[number].root / relative))
-            except OSError:
+            identity = self._identity(self.sources[number].root / relative)
+            if identity is None:
                 del self._candidates[key]
                 continue
             if identity != candidate.identity:

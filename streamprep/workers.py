@@ -44,7 +44,7 @@ from streamprep.model import (
 from streamprep.pipeline import OperationError, Plan, context_for, resolve, run_micrograph
 from streamprep.plugin_manager import Plugins, load_plugins
 
-Verdict = Literal["done", "rejected", "bad-input", "failed", "changed", "gone"]
+Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -111,7 +111,8 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
     """
     global _worker
     if die_with_parent:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+        for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the daemon handles them
+            signal.signal(number, signal.SIG_IGN)
         parent = multiprocessing.parent_process()
         if parent is not None:
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -369,9 +370,9 @@ class LocalExecutor:
                 said = f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped"
                 made.set_result(Outcome("failed", said))
             except ProcessExpired as error:
-                made.set_result(Outcome("failed", f"its worker process died ({_exit_text(error.exitcode)})"))
+                made.set_result(Outcome("lost", f"its worker process died ({_exit_text(error.exitcode)})"))
             except BaseException as error:
-                made.set_result(Outcome("failed", f"{type(error).__name__}: {error}"))
+                made.set_result(Outcome("lost", f"{type(error).__name__}: {error}"))
 
         inner.add_done_callback(translate)
         return made

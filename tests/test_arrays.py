@@ -23,7 +23,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_backend("gpu")
     said = str(caught.value)
-    for part in ("device = 'gpu'", "cupy cannot be imported", "Install streamprep[gpu]", "device = 'cpu'"):
+    for part in ("device = 'gpu'", "cupy is not installed", "Install streamprep[gpu]", "device = 'cpu'"):
         assert part in said
 
 
@@ -31,7 +31,18 @@ def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
 def test_auto_without_a_gpu_takes_the_cpu_and_says_why() -> None:
     backend = choose_backend("auto")
     assert backend.name == "cpu"
-    assert "cupy cannot be imported" in backend.description
+    assert "cupy is not installed" in backend.description
+
+
+def test_a_broken_cupy_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "cupy":
+                raise ImportError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert "cupy cannot be imported (ImportError: libcuda.so.1" in choose_backend("auto").description
 
 
 def cuda(monkeypatch: pytest.MonkeyPatch, count: object) -> None:
@@ -133,6 +144,7 @@ def test_a_filter_is_made_once_and_lies_where_its_data_are(backend: ArrayBackend
     first = ramp(3, 4, like=like)
     assert ramp(3, 4, like=like) is first
     assert maker.made == [(3, 4)]
+    assert ramp(3, 5, like=like).shape == (3, 5)
     np.testing.assert_array_equal(backend.to_host(first), np.ones((3, 4)))
 
 

@@ -23,7 +23,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Accept = Callable[[FloatArray], BoolArray]
 
-RELAX_STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+RELAX_STEPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""How far the distances are relaxed, from as asked to the least allowed."""
 OUTLIER_Z = 4.0
 """Robust z-score of a box's mean or log-variance beyond which `reject_outliers` drops it."""
 
@@ -31,7 +32,9 @@ OUTLIER_Z = 4.0
 class PickNoise(Params):
     """Pick boxes of background, to train and to check against."""
 
-    number: int = Field(-1, ge=-1, description="Noise picks per micrograph; -1: as many as it has particles.")
+    number: int = Field(
+        -1, ge=-1, description="Noise picks per micrograph; -1: as many as particles will be extracted."
+    )
     box_size_px: int | None = Field(None, ge=2, description="Box size [px]; that of extraction unless given.")
     min_distance_px: float | None = Field(
         None,
@@ -188,8 +191,8 @@ def pick_noise(
     rng
         Where chance comes from.
     min_distance_px
-        Least distance to any particle, default one box. ``crowded = "relax"`` lowers it in steps to half of that,
-        never below half a box (Xmipp 3's fixed value).
+        Least distance to any particle, default one box. ``crowded = "relax"`` lowers it in steps to half a box (Xmipp
+        3's fixed value), never below.
     spacing_px
         Least distance between two noise picks, default half a box, relaxed in the same steps to half of that.
     blocked
@@ -207,8 +210,8 @@ def pick_noise(
     least = min(distance, box_size_px / 2)
     picks = np.empty((0, 2))
     refused = np.empty((0, 2))
-    for factor in RELAX_STEPS if crowded == "relax" else RELAX_STEPS[:1]:
-        near, apart = max(distance * factor, least), spacing * factor
+    for relaxed in RELAX_STEPS if crowded == "relax" else RELAX_STEPS[:1]:
+        near, apart = distance - relaxed * (distance - least), spacing * (1 - relaxed / 2)
         while len(picks) < number:
             # what chance already met and `accept` refused is no longer free, nor are the picks themselves
             taken = [(particles_px, near), (picks, max(apart, 0.5)), (refused, 0.5)]
@@ -306,7 +309,10 @@ def pick_noise_coordinates(
         accept=outlier_test(micrograph.pixels, box) if params.reject_outliers else None,
     )
     if len(picks) < wanted:
-        ctx.warn(f"{len(picks)} of {wanted} noise boxes found: the area free of particles is too small for more")
+        ctx.warn(
+            f"{micrograph.name}: {len(picks)} of {wanted} noise boxes found; the area that is free of particles"
+            f"{' and of the mask' if blocked is not None else ''} holds no more"
+        )
     if len(particles):
         nearest = cKDTree(particles).query(picks)[0] if len(picks) else np.empty(0)
     else:
@@ -314,7 +320,10 @@ def pick_noise_coordinates(
     asked = params.min_distance_px if params.min_distance_px is not None else box
     closer = int(np.count_nonzero(nearest < asked))
     if closer:
-        ctx.warn(f"{closer} of {len(picks)} noise boxes are nearer to a particle than the {asked:g} px asked for")
+        ctx.warn(
+            f"{micrograph.name}: {closer} of {len(picks)} noise boxes are nearer to a particle than the {asked:g} px "
+            "asked for"
+        )
     distance = np.where(np.isfinite(nearest), nearest, float(np.hypot(ny, nx)))
     return Coordinates(
         xy_px=picks, label="noise", box_size_px=box, columns={"streamprepNearestParticlePixels": distance}

@@ -82,9 +82,10 @@ def test_the_header_is_read_whatever_map_id_and_machine_stamp_say(
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("side", [100, 255, 256, 512, 4096])
-def test_8_bit_images_are_not_taken_for_the_other_byte_order(order: str, side: int) -> None:
-    """Mode 0 reads the same in both orders, and so can 256 and 65536 pixels."""
-    found = mrc.parse_header(NOWHERE, header(side, side, 1, 0, order))
+@pytest.mark.parametrize("stamp", [None, b"\0\0\0\0", STAMPS["<"], STAMPS[">"]])
+def test_8_bit_images_are_not_taken_for_the_other_byte_order(order: str, side: int, stamp: bytes | None) -> None:
+    """Mode 0 is the same in both orders, and 256 pixels of one are 65536 of the other, each of them possible."""
+    found = mrc.parse_header(NOWHERE, header(side, side, 1, 0, order, stamp=stamp))
     assert (found.nx, found.ny, found.nz, found.byte_order) == (side, side, 1, order)
 
 

@@ -16,6 +16,14 @@ from hypothesis import strategies as st
 from streamprep.sinks import _files
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def visible(folder: Path) -> list[str]:
+    return [name for name in names(folder) if not name.startswith(".")]
+
+
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Each sync in its order: the path, and what a file held or which names a folder held at that moment."""
@@ -25,8 +33,8 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         real: Callable[[int], None] = getattr(os, name)
 
         def sync(descriptor: int) -> None:
-            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-            calls.append((str(path), sorted(os.listdir(path)) if path.is_dir() else path.read_bytes()))
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            calls.append((str(path), names(path) if path.is_dir() else path.read_bytes()))
             real(descriptor)
 
         monkeypatch.setattr(os, name, sync)
@@ -134,11 +142,11 @@ def test_a_failed_append_leaks_no_descriptor(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fail)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(names(Path("/proc/self/fd")))
     for _ in range(5):
         with pytest.raises(OSError, match="Input/output"):
             _files.append(tmp_path / "log", 0, b"one\n")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(names(Path("/proc/self/fd"))) == before
 
 
 def test_an_append_is_synced_after_its_bytes_and_a_new_log_after_its_name(
@@ -202,17 +210,13 @@ def test_make_folder_syncs_each_new_name_in_its_parent_and_can_be_repeated(
 # --- replace_whole ---------------------------------------------------------------------------------------------------
 
 
-def visible(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-
-
 @pytest.mark.parametrize("durable", [True, False])
 def test_new_content_takes_the_place_of_the_old(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "deep" / "table.star"
     for chunks in ([b"old ", b"content, the longer one"], [b"new"], []):
         _files.replace_whole(path, chunks, durable=durable)
         assert path.read_bytes() == b"".join(chunks)
-        assert os.listdir(path.parent) == ["table.star"]
+        assert names(path.parent) == ["table.star"]
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -226,9 +230,7 @@ def test_chunks_that_end_in_an_error_leave_the_old_content(tmp_path: Path, durab
     with pytest.raises(OSError, match="row log"):
         _files.replace_whole(path, torn(), durable=durable)
     assert path.read_bytes() == b"old"
-    assert visible(tmp_path) == ["table.star"]
-    _files.replace_whole(path, [b"new"], durable=durable)
-    assert os.listdir(tmp_path) == ["table.star"]
+    assert names(tmp_path) == ["table.star"]
 
 
 def test_a_sync_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,23 +244,23 @@ def test_a_sync_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="Input/output error"):
         _files.replace_whole(path, [b"new"])
     assert path.read_bytes() == b"old"
-    assert visible(tmp_path) == ["table.star"]
+    assert names(tmp_path) == ["table.star"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     path = tmp_path / "table.star"
     path.write_bytes(b"old")
-    seen: list[bytes] = []
+    seen: list[tuple[bytes, list[str]]] = []
 
     def slow() -> Iterator[bytes]:
         for _ in range(3):
-            seen.append(path.read_bytes())
+            seen.append((path.read_bytes(), visible(tmp_path)))
             yield b"new"
 
     with path.open("rb") as reader:
         _files.replace_whole(path, slow())
         assert reader.read() == b"old"
-    assert seen == [b"old"] * 3
+    assert seen == [(b"old", ["table.star"])] * 3
     assert path.read_bytes() == b"newnewnew"
 
 
@@ -342,4 +344,4 @@ def test_a_cleared_folder_is_empty_and_there(tmp_path: Path) -> None:
     (folder / "job" / "file").write_bytes(b"x")
     _files.clear_folder(folder)
     assert folder.is_dir()
-    assert os.listdir(folder) == []
+    assert names(folder) == []

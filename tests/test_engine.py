@@ -1,0 +1,157 @@
+"""The engine in this process: back-pressure, pauses, systematic faults."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamprep import hookimpl
+from streamprep.config import load
+from streamprep.engine import DISK_RETRY_SECONDS, Engine, find_output, make_sources
+from streamprep.model import ConfigError
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from streamprep.sinks import _files
+from streamprep.workers import InlineExecutor
+from tests.conftest import Session
+from tests.outputs import check_invariants, read_table
+
+
+class Clock:
+    """A clock that goes on by itself at every look, so that nothing has to wait."""
+
+    def __init__(self, step: float = 0.02) -> None:
+        self.time, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.time += self.step
+        return self.time
+
+
+class Spy:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.modes: list[str] = []
+
+    @hookimpl
+    def warning_raised(self, message: str) -> None:
+        self.messages.append(message)
+
+    @hookimpl
+    def snapshot_taken(self, snapshot: Any) -> None:
+        if not self.modes or self.modes[-1] != snapshot.mode:
+            self.modes.append(snapshot.mode)
+
+
+@pytest.fixture
+def make(session: Session) -> Callable[..., tuple[Engine, Spy]]:
+    def build(*overrides: str, clock: Callable[[], float] | None = None) -> tuple[Engine, Spy]:
+        config = load(session.config, ["session.device=cpu", "session.settle_seconds=0", *overrides])
+        plugins = load_plugins(environ={})
+        spy = Spy()
+        plugins.manager.register(spy)
+        engine = Engine(
+            config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor, clock=clock or Clock()
+        )
+        return engine, spy
+
+    return build
+
+
+def test_a_full_disk_pauses_and_goes_on_by_itself(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    engine, spy = make(clock=clock)
+    tries: list[float] = []
+    append = _files.append
+
+    def full(path: Path, at: int, data: bytes) -> None:
+        if "particles.star" in path.name and len(tries) < 3:
+            tries.append(clock.time)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, at, data)
+
+    monkeypatch.setattr(_files, "append", full)
+    monkeypatch.setattr(
+        engine, "_wake", type("Wake", (), {"wait": lambda *_: None, "clear": lambda *_: None, "set": lambda *_: None})()
+    )
+    last = engine.run()
+    assert last.jobs == {"done": 3}
+    assert len(tries) == 3
+    assert np.diff(tries).min() >= DISK_RETRY_SECONDS, "at most one try in ten seconds"
+    assert any("the disk is full" in message for message in spy.messages)
+    assert "paused" in spy.modes
+    assert spy.modes[-1] == "finished"
+    assert len(set(read_table(session.output / "particles.star")[1]["rlnMicrographName"])) == 3
+    check_invariants(session.output)
+
+
+def test_intake_pauses_below_the_reserve(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, spy = make("session.reserve_mib=100", clock=Clock(0.2))
+    monkeypatch.setattr(
+        engine, "_wake", type("Wake", (), {"wait": lambda *_: None, "clear": lambda *_: None, "set": lambda *_: None})()
+    )
+    looks = iter([50 << 20] * 3)
+    monkeypatch.setattr(engine, "_disk_free", lambda: next(looks, 1 << 30))
+    last = engine.run()
+    assert last.jobs == {"done": 3}
+    assert any("50 MiB free, the reserve is 100 MiB" in message for message in spy.messages)
+    assert any("can be written again" in message for message in spy.messages)
+
+
+def test_the_same_results_in_process_and_out(session: Session, make: Callable[..., tuple[Engine, Spy]]) -> None:
+    engine, _ = make()
+    engine.run()
+    here = {path.name: path.read_bytes() for path in session.output.rglob("*.mrcs")}
+    (session.output).rename(session.folder / "first")
+    assert session.once().returncode == 0
+    assert {path.name: path.read_bytes() for path in session.output.rglob("*.mrcs")} == here
+
+
+def test_the_ledger_counts_what_nobody_knows(session: Session, make: Callable[..., tuple[Engine, Spy]]) -> None:
+    (session.folder / "Micrographs" / "notes.pdf").write_bytes(b"%PDF")
+    engine, _ = make()
+    last = engine.run()
+    assert last.unknown_files == 1
+    assert last.jobs == {"done": 3}
+
+
+def test_sources_put_patterns_before_folders(session: Session) -> None:
+    (session.folder / "Masks").mkdir()
+    config = load(session.config, ["coordinates.pick_noise.mask=Masks/{stem}.mrc"])
+    plugins = load_plugins(environ={})
+    sources = make_sources(config, resolve(config, plugins))
+    assert [(source.label, source.pattern, source.kind) for source in sources] == [
+        ("ctf", "micrographs_ctf.star", "ctf"),
+        ("mask", "*.mrc", "mask"),
+        ("Micrographs", None, None),
+        ("Coordinates", None, None),
+    ]
+    config = load(session.config, ["coordinates.pick_noise.mask=Nowhere/{stem}.mrc"])
+    with pytest.raises(ConfigError, match="Nowhere does not exist"):
+        make_sources(config, resolve(config, plugins))
+
+
+def test_a_watched_file_is_refused(session: Session) -> None:
+    config = load(session.config, ['session.watch=["streamprep.toml"]'])
+    plugins = load_plugins(environ={})
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        make_sources(config, resolve(config, plugins))
+
+
+def test_each_plan_finds_its_own_output(session: Session) -> None:
+    config, plugins = load(session.config), load_plugins(environ={})
+    plan = resolve(config, plugins)
+    assert find_output(config, plan) == (session.output, False)
+    assert session.once().returncode == 0
+    assert find_output(config, plan) == (session.output, True)
+    other = load(session.config, ["particles.normalize.method=old"])
+    assert find_output(other, resolve(other, plugins)) == (session.folder / "streamprep_out_2", False)

@@ -1,0 +1,888 @@
+"""The ledger: every order of arrival gives the same jobs, and each item is in one state, whatever happens when."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from streamprep.ledger import Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
+from streamprep.model import Identity, Kind
+from streamprep.naming import DEFAULT_SUFFIXES
+
+NOW = 1_700_000_000.0
+HOSTILE = ["new\nline", "<img src=x onerror=alert(1)>", os.fsdecode(b"bytes_\xff\xfe"), "quote'\"; DROP TABLE files;"]
+
+
+class Rig:
+    """A ledger, and words for what arrives."""
+
+    def __init__(self, path: Path, required: Sequence[Kind] = ("coordinates",), *, remote: bool = False) -> None:
+        self.path = path
+        self.required = required
+        self.ledger = Ledger(path, remote=remote, suffixes=DEFAULT_SUFFIXES)
+        self.ledger.require(required)
+        self.fast = False
+        self.stamp = 0
+
+    def identity(self, size: int = 100) -> Identity:
+        """One that never was before."""
+        self.stamp += 1
+        return Identity(size, self.stamp, self.stamp, 1)
+
+    def notice(self, path: str, kind: Kind, source: str, problem: str | None = None) -> FileRow:
+        file = self.ledger.notice(source, path, self.identity(), kind, NOW + self.stamp, problem)
+        assert file is not None
+        return file
+
+    def micrograph(self, path: str, source: str = "Micrographs") -> FileRow:
+        file = self.notice(path, "micrograph", source)
+        self.ledger.micrograph_found(file)
+        return file
+
+    def table(self, path: str, rows: dict[str, str], kind: Kind = "coordinates", source: str = "Coordinates") -> None:
+        """A table that says something (a digest) of each micrograph."""
+        file = self.notice(path, kind, source)
+        self.ledger.table_read(file.id, [EntryRow(kind, name, digest, 1) for name, digest in rows.items()])
+
+    def mask(self, path: str) -> None:
+        self.ledger.mask_found(self.notice(path, "mask", "mask"))
+
+    def claim(self, limit: int = 100) -> list[JobRow]:
+        return self.ledger.claim(limit)
+
+    def commit(self, job: JobRow, text: str = "", *, shard: str | None = None) -> None:
+        """Commit one block of rows and one stack."""
+        start = self.ledger.length("particles.star")
+        name = shard or f"particles/{job.item}_{job.generation}.mrcs"
+        block = Block("particles.star", start, len(text) + 1, len(text) + 1, ("rlnImageName",), hash(text) & 0xFFFF)
+        self.ledger.commit(job, [Shard(name, 10, 7)], [block], optics={}, seconds=0.1, now=NOW)
+
+    def jobs(self) -> dict[str, list[tuple[str, str, str]]]:
+        """What is ready to be made, of which inputs."""
+        rows = self.rows("SELECT item, inputs FROM jobs WHERE state = 'ready'")
+        assert len({row[0] for row in rows}) == len(rows), "two jobs of one item"
+        return {
+            item: sorted((kind, path, digest) for kind, _, path, _, digest in json.loads(inputs))
+            for item, inputs in rows
+        }
+
+    def waiting(self) -> dict[str, str]:
+        return {item: reason for item, reason, _ in self.ledger.waiting()}
+
+    def live_items(self) -> list[str]:
+        return sorted(block.item for block in self.ledger.live_blocks("particles.star"))
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        return self.ledger._db.execute(query, values).fetchall()
+
+    def hurry(self) -> None:
+        """Leave the fsyncs out: for tests of logic that make thousands of transactions."""
+        self.fast = True
+        self.rows("PRAGMA synchronous = OFF")
+
+    def reopen(self) -> None:
+        """As a daemon does that is started again."""
+        self.ledger.close()
+        self.ledger = Ledger(self.path, suffixes=DEFAULT_SUFFIXES)
+        self.ledger.require(self.required)
+        if self.fast:
+            self.hurry()
+        self.ledger.start_run(NOW, "test")
+        self.ledger.join_all()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path / "ledger.sqlite")
+    yield made
+    made.ledger.close()
+
+
+def ready(rig: Rig, *numbers: int) -> None:
+    """Micrographs with coordinates of their own."""
+    for number in numbers:
+        rig.micrograph(f"mic_{number}.mrc")
+        rig.table(f"mic_{number}.star", {f"mic_{number}.star": f"digest {number}"})
+
+
+# --- generations -----------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_is_a_change_of_size_time_or_inode(rig: Rig) -> None:
+    ledger = rig.ledger
+    first = Identity(size=100, mtime_ns=5, ctime_ns=5, inode=1)
+    noticed = ledger.notice("Micrographs", "a/mic.mrc", first, "micrograph", NOW)
+    assert noticed is not None
+    assert (noticed.generation, noticed.item, noticed.path) == (1, "Micrographs/a/mic", "a/mic.mrc")
+    assert not ledger.is_known("Micrographs", "mic.mrc", first)
+    assert not ledger.is_known("Elsewhere", "a/mic.mrc", first)
+
+    touched = first._replace(ctime_ns=9)  # chmod, or a hard link
+    assert ledger.is_known("Micrographs", "a/mic.mrc", touched)
+    assert ledger.notice("Micrographs", "a/mic.mrc", touched, "micrograph", NOW) is None
+
+    generations = []
+    for changed in (first._replace(mtime_ns=6), first._replace(size=101), first._replace(inode=2), first):
+        assert not ledger.is_known("Micrographs", "a/mic.mrc", changed)
+        file = ledger.notice("Micrographs", "a/mic.mrc", changed, "micrograph", NOW)
+        assert file is not None
+        generations.append(file.generation)
+        assert ledger.is_known("Micrographs", "a/mic.mrc", changed)
+    assert generations == [2, 3, 4, 5]
+    assert ledger.file_counts() == {("micrograph", "ready"): 1, ("micrograph", "superseded"): 4}
+
+
+def test_what_is_known_survives_a_restart(rig: Rig) -> None:
+    identity = rig.identity()
+    rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
+    rig.ledger.ignore("Micrographs", "notes.txt", identity, NOW)
+    rig.reopen()
+    assert rig.ledger.is_known("Micrographs", "mic.mrc", identity)
+    assert rig.ledger.is_known("Micrographs", "notes.txt", identity)
+
+
+def test_a_file_with_a_problem_is_failed_and_a_new_generation_is_not(rig: Rig) -> None:
+    rig.table("mic.star", {"mic.star": "1"})
+    rig.notice("mic.mrc", "micrograph", "Micrographs", problem="truncated")
+    assert rig.claim() == []
+    (failure,) = rig.ledger.failures()
+    assert (failure["item"], failure["state"], failure["reason"]) == ("Micrographs/mic", "failed", "truncated")
+    rig.micrograph("mic.mrc")
+    assert [job.item for job in rig.claim()] == ["Micrographs/mic"]
+    assert rig.ledger.failures() == []
+
+
+def test_two_files_that_would_be_one_item_are_told(rig: Rig) -> None:
+    rig.micrograph("mic.mrc")
+    second = rig.ledger.notice("Micrographs", "mic.MRC", rig.identity(), "micrograph", NOW)
+    assert second is not None
+    rig.table("mic.star", {"mic.star": "1"})
+    assert [job.file.path for job in rig.claim()] == ["mic.mrc"]
+    (failure,) = rig.ledger.failures()
+    assert "has the same name as mic.mrc" in failure["reason"]
+
+
+def test_a_micrograph_that_changes_while_it_is_worked_on_supersedes_the_job(rig: Rig) -> None:
+    ready(rig, 1)
+    (old,) = rig.claim()
+    rig.micrograph("mic_1.mrc")
+    assert not rig.ledger.is_claimed(old.id)
+    with pytest.raises(LedgerError, match="no longer claimed"):
+        rig.commit(old)
+    assert rig.live_items() == []
+    (new,) = rig.claim()
+    assert (new.generation, new.file.generation) == (2, 2)
+
+
+# --- joins -----------------------------------------------------------------------------------------------------------
+
+Arrivals = list[tuple[str, ...]]
+
+PLAIN: Arrivals = [
+    *(("micrograph", f"mic_{number}_DW.mrc") for number in range(3)),
+    *(("coordinates", f"mic_{number}_DW_autopick.star") for number in range(3)),
+    ("ctf", "micrographs_ctf.star", *(f"Micrographs/mic_{number}.mrc" for number in range(4))),
+    *(("mask", f"masks/mic_{number}_mask.mrc") for number in range(2)),
+]
+
+FOLDERS: Arrivals = [
+    ("micrograph", "grid_a/mic.mrc"),
+    ("micrograph", "grid_b/mic.mrc"),
+    ("coordinates", "grid_a/mic_autopick.star"),  # its folder says which
+    ("coordinates", "all.star", "MotionCorr/grid_b/mic.mrc"),
+    ("ctf", "ctf.star", "grid_a/mic.mrc", "grid_b/mic.mrc"),
+    ("mask", "grid_a/mic.mrc"),
+    ("mask", "grid_b/mic.mrc"),
+]
+
+AMBIGUOUS: Arrivals = [
+    ("micrograph", "grid_a/mic.mrc"),
+    ("micrograph", "grid_b/mic.mrc"),
+    ("micrograph", "other.mrc"),
+    ("micrograph", "other_DW.mrc"),
+    ("coordinates", "mic.star"),  # of which of the two?
+    ("coordinates", "other_DW_topaz.star"),
+    ("coordinates", "picks/other_DW_autopick.star"),  # a second one
+    ("coordinates", "other.star"),
+]
+
+
+def arrive(rig: Rig, arrival: tuple[str, ...]) -> None:
+    kind, path, *names = arrival
+    if kind == "micrograph":
+        rig.micrograph(path)
+    elif kind == "mask":
+        rig.mask(path)
+    else:
+        said = {name: f"{kind} of {name}" for name in names or [Path(path).name]}
+        rig.table(path, said, "ctf" if kind == "ctf" else "coordinates")
+
+
+def joined(
+    arrivals: Arrivals, required: Sequence[Kind]
+) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
+    """Jobs without the digests of masks, items that wait, entries without a micrograph."""
+    with tempfile.TemporaryDirectory() as folder:
+        rig = Rig(Path(folder, "ledger.sqlite"), required)
+        rig.hurry()
+        for arrival in arrivals:
+            arrive(rig, arrival)
+        jobs = {
+            item: [(kind, path, "" if kind == "mask" else digest) for kind, path, digest in inputs]
+            for item, inputs in rig.jobs().items()
+        }
+        made = jobs, rig.waiting(), sorted(rig.ledger.unmatched())
+        rig.ledger.close()
+        return made
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(PLAIN))
+def test_any_order_of_arrival_gives_the_same_jobs(arrivals: Arrivals) -> None:
+    jobs, waiting, unmatched = joined(arrivals, ("coordinates", "ctf", "mask"))
+    assert jobs == {
+        f"Micrographs/mic_{number}_DW": [
+            ("coordinates", f"mic_{number}_DW_autopick.star", f"coordinates of mic_{number}_DW_autopick.star"),
+            ("ctf", "micrographs_ctf.star", f"ctf of Micrographs/mic_{number}.mrc"),
+            ("mask", f"masks/mic_{number}_mask.mrc", ""),
+        ]
+        for number in range(2)
+    }
+    assert waiting == {"Micrographs/mic_2_DW": "waits for mask"}
+    assert unmatched == [("ctf", "Micrographs/mic_3.mrc")]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(FOLDERS))
+def test_one_stem_in_two_folders_is_told_apart_by_the_folders_in_any_order(arrivals: Arrivals) -> None:
+    jobs, waiting, _ = joined(arrivals, ("coordinates", "ctf", "mask"))
+    assert waiting == {}
+    assert {item: [path for _, path, _ in inputs] for item, inputs in jobs.items()} == {
+        "Micrographs/grid_a/mic": ["grid_a/mic_autopick.star", "ctf.star", "grid_a/mic.mrc"],
+        "Micrographs/grid_b/mic": ["all.star", "ctf.star", "grid_b/mic.mrc"],
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(AMBIGUOUS))
+def test_what_is_ambiguous_waits_and_names_the_candidates_in_any_order(arrivals: Arrivals) -> None:
+    jobs, waiting, _ = joined(arrivals, ("coordinates",))
+    assert {item: [path for _, path, _ in inputs] for item, inputs in jobs.items()} == {
+        "Micrographs/other": ["other.star"]
+    }
+    assert set(waiting) == {"Micrographs/grid_a/mic", "Micrographs/grid_b/mic", "Micrographs/other_DW"}
+    for item in ("Micrographs/grid_a/mic", "Micrographs/grid_b/mic"):
+        assert waiting[item].startswith("mic.star could belong to ")
+        assert "Micrographs/grid_a/mic.mrc" in waiting[item]
+        assert "Micrographs/grid_b/mic.mrc" in waiting[item]
+    assert "has several coordinates files" in waiting["Micrographs/other_DW"]
+    for path in ("Coordinates/other_DW_topaz.star", "Coordinates/picks/other_DW_autopick.star"):
+        assert path in waiting["Micrographs/other_DW"]
+
+
+def test_waiting_says_for_what_and_since_when(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "ledger.sqlite", ("coordinates", "ctf"))
+    file = rig.micrograph("mic.mrc")
+    assert rig.ledger.waiting() == [("Micrographs/mic", "waits for coordinates; waits for ctf", NOW + 1)]
+    assert rig.ledger.oldest_waiting() == NOW + 1
+    rig.table("ctf.star", {"mic.mrc": "1"}, "ctf")
+    assert rig.waiting() == {"Micrographs/mic": "waits for coordinates"}
+    rig.table("mic.star", {"mic.star": "1"})
+    assert rig.waiting() == {}
+    assert rig.ledger.oldest_waiting() == NOW + 1, "it is not done yet"
+    (job,) = rig.claim()
+    assert job.file.id == file.id
+    rig.commit(job)
+    assert rig.ledger.oldest_waiting() is None
+    rig.ledger.close()
+
+
+def test_a_table_for_many_makes_new_jobs_only_where_its_rows_changed(rig: Rig) -> None:
+    for number in range(4):
+        rig.micrograph(f"mic_{number}.mrc")
+    said = {f"mic_{number}.mrc": "first" for number in range(3)}
+    rig.table("all.star", said)
+    for job in rig.claim():
+        rig.commit(job)
+    assert rig.waiting() == {"Micrographs/mic_3": "waits for coordinates"}
+
+    rig.table("all.star", said)
+    assert rig.jobs() == {}, "rewritten, and says the same"
+    rig.table("all.star", {**said, "mic_1.mrc": "second", "mic_3.mrc": "first"})
+    assert rig.jobs() == {
+        "Micrographs/mic_1": [("coordinates", "all.star", "second")],
+        "Micrographs/mic_3": [("coordinates", "all.star", "first")],
+    }
+
+
+def test_a_job_whose_input_is_withdrawn_waits_again(rig: Rig) -> None:
+    rig.micrograph("mic_1.mrc")
+    rig.micrograph("mic_2.mrc")
+    rig.table("all.star", {"mic_1.mrc": "first", "mic_2.mrc": "first"})
+    claimed = {job.item: job for job in rig.claim(1)}
+    assert list(claimed) == ["Micrographs/mic_1"]
+    rig.table("all.star", {})
+    assert rig.jobs() == {}
+    assert set(rig.waiting()) == {"Micrographs/mic_1", "Micrographs/mic_2"}
+    assert not rig.ledger.is_claimed(claimed["Micrographs/mic_1"].id)
+    rig.table("all.star", {"mic_1.mrc": "first", "mic_2.mrc": "second"})
+    assert [(job.item, job.generation) for job in rig.claim()] == [("Micrographs/mic_1", 2), ("Micrographs/mic_2", 2)]
+
+
+def test_inputs_that_change_back_and_forth_leave_one_job(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    rig.commit(job)
+    for digest in ("other", "digest 1", "other", "digest 1"):
+        rig.table("mic_1.star", {"mic_1.star": digest})
+    assert rig.jobs() == {"Micrographs/mic_1": [("coordinates", "mic_1.star", "digest 1")]}
+    assert rig.live_items() == ["Micrographs/mic_1"]
+
+
+def test_a_result_of_an_older_generation_of_a_table_is_passed_over(rig: Rig) -> None:
+    rig.micrograph("mic.mrc")
+    older = rig.notice("mic.star", "coordinates", "Coordinates")
+    newer = rig.notice("mic.star", "coordinates", "Coordinates")
+    assert [table.id for table in rig.ledger.waiting_tables(5)] == [newer.id]
+    rig.ledger.table_read(newer.id, [EntryRow("coordinates", "mic.star", "new", 1)])
+    rig.ledger.table_read(older.id, [EntryRow("coordinates", "mic.star", "old", 1)])
+    assert rig.jobs() == {"Micrographs/mic": [("coordinates", "mic.star", "new")]}
+
+
+def test_a_table_turns_out_to_be_what_it_holds(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "ledger.sqlite", ("coordinates", "ctf"))
+    rig.micrograph("mic.mrc")
+    rig.table("mic.star", {"mic.star": "1"})
+    table = rig.notice("ctf.star", "coordinates", "Micrographs")
+    rig.ledger.table_read(table.id, [EntryRow("ctf", "mic.mrc", "2", 1)])
+    assert [kind for kind, _, _ in rig.jobs()["Micrographs/mic"]] == ["coordinates", "ctf"]
+    assert rig.ledger.file_counts()[("ctf", "done")] == 1
+    rig.ledger.close()
+
+
+def test_what_is_not_needed_does_not_hold_anything_up(rig: Rig) -> None:
+    rig.micrograph("grid_a/mic.mrc")
+    rig.table("grid_a/mic.star", {"mic.star": "1"})
+    rig.table("ctf.star", {"mic.mrc": "1"}, "ctf")  # no active operation needs the CTF
+    rig.micrograph("grid_b/mic.mrc")
+    rig.table("grid_b/mic.star", {"mic.star": "1"})
+    assert set(rig.jobs()) == {"Micrographs/grid_a/mic", "Micrographs/grid_b/mic"}
+
+
+@pytest.mark.parametrize("first", ["micrograph", "table"])
+def test_a_micrograph_that_was_refused_gets_no_job_in_any_order(rig: Rig, first: str) -> None:
+    def refused() -> None:
+        file = rig.notice("mic.mrc", "micrograph", "Micrographs")
+        rig.ledger.file_failed(file.id, "no operation for micrographs is active", final=True, state="rejected")
+
+    if first == "micrograph":
+        refused()
+    rig.table("mic.star", {"mic.star": "1"})
+    if first == "table":
+        refused()
+    rig.ledger.join_all()
+    assert rig.claim() == []
+    assert rig.ledger.file_counts()[("micrograph", "rejected")] == 1
+
+
+# --- claims and ends -------------------------------------------------------------------------------------------------
+
+
+def test_claims_are_the_oldest_first_each_once(rig: Rig) -> None:
+    ready(rig, *range(6))
+    first = rig.ledger.claim(2)
+    assert [job.item for job in first] == ["Micrographs/mic_0", "Micrographs/mic_1"]
+    assert all(rig.ledger.is_claimed(job.id) for job in first)
+    later = rig.ledger.claim(2, excluded=[first[1].id + 1])
+    assert [job.item for job in later] == ["Micrographs/mic_3", "Micrographs/mic_4"]
+    assert rig.ledger.claim(0) == []
+    assert [job.item for job in rig.claim()] == ["Micrographs/mic_2", "Micrographs/mic_5"]
+    assert rig.claim() == []
+
+
+def test_a_released_job_is_as_it_was(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    rig.ledger.release(job.id)
+    assert not rig.ledger.is_claimed(job.id)
+    assert rig.claim() == [job]
+
+
+def test_claims_of_a_dead_daemon_are_ready_again_without_an_attempt(rig: Rig) -> None:
+    ready(rig, 1, 2)
+    before = rig.claim()
+    rig.reopen()
+    assert rig.claim() == before
+    assert {job.attempts for job in before} == {0}
+
+
+def test_a_job_fails_for_good_after_its_attempts_and_can_be_retried(rig: Rig) -> None:
+    ready(rig, 1)
+    for attempt in range(3):
+        (job,) = rig.claim()
+        assert job.attempts == attempt
+        rig.ledger.job_failed(
+            job.id, f"attempt {attempt}", final=attempt == 2, now=NOW, operation="normalize", trace="Traceback"
+        )
+    assert rig.claim() == []
+    assert rig.ledger.file_counts()[("micrograph", "failed")] == 1
+    (failure,) = rig.ledger.failures()
+    assert (failure["state"], failure["reason"], failure["operation"]) == ("failed", "attempt 2", "normalize")
+    assert (failure["attempts"], failure["traceback"]) == (3, "Traceback")
+    assert failure["file"] == "Micrographs/mic_1.mrc"
+    rig.reopen()
+    assert rig.claim() == []
+
+    assert rig.ledger.retry() == 1
+    assert rig.ledger.failures() == []
+    (job,) = rig.claim()
+    assert job.attempts == 0
+    rig.commit(job)
+    assert rig.ledger.file_counts()[("micrograph", "done")] == 1
+
+
+def test_a_rejected_job_is_counted_apart_and_not_retried(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    rig.ledger.job_failed(job.id, "ice", final=True, now=NOW, state="rejected", operation="quality")
+    assert rig.ledger.job_counts() == {"rejected": 1}
+    assert rig.ledger.retry() == 0
+    assert rig.claim() == []
+    assert [(row["state"], row["reason"]) for row in rig.ledger.failures()] == [("rejected", "ice")]
+    rig.table("mic_1.star", {"mic_1.star": "other"})
+    assert [job.generation for job in rig.claim()] == [2], "other inputs are another question"
+
+
+def test_a_report_on_a_superseded_job_changes_nothing(rig: Rig) -> None:
+    ready(rig, 1)
+    (old,) = rig.claim()
+    rig.table("mic_1.star", {"mic_1.star": "other"})
+    (new,) = rig.claim()
+    rig.ledger.job_failed(old.id, "died", final=True, now=NOW)
+    rig.ledger.release(old.id)
+    assert rig.ledger.is_claimed(new.id)
+    assert rig.ledger.job_counts() == {"claimed": 1, "superseded": 1}
+    assert rig.ledger.failures() == []
+
+
+def test_retry_takes_what_contains_the_name_letter_by_letter(rig: Rig) -> None:
+    for name in ("mic_1", "micX1", "mic_10"):
+        rig.micrograph(f"{name}.mrc")
+        rig.table(f"{name}.star", {f"{name}.star": name})
+    for job in rig.claim():
+        rig.ledger.job_failed(job.id, "no", final=True, now=NOW)
+    assert rig.ledger.retry("_1") == 2
+    assert sorted(job.item for job in rig.claim()) == ["Micrographs/mic_1", "Micrographs/mic_10"]
+    assert rig.ledger.retry("%") == 0
+    assert rig.ledger.retry("X1.mrc") == 1, "the path counts, too"
+
+
+def test_a_failed_table_is_looked_at_anew_after_a_retry(rig: Rig) -> None:
+    identity = rig.identity()
+    table = rig.ledger.notice("Coordinates", "mic.star", identity, "coordinates", NOW)
+    assert table is not None
+    rig.ledger.file_failed(table.id, "torn", final=False)
+    assert [(found.id, found.attempts) for found in rig.ledger.waiting_tables(5)] == [(table.id, 1)]
+    rig.ledger.file_failed(table.id, "torn", final=True)
+    assert rig.ledger.waiting_tables(5) == []
+    assert rig.ledger.is_known("Coordinates", "mic.star", identity)
+    assert [(row["reason"], row["attempts"]) for row in rig.ledger.failures()] == [("torn", 2)]
+
+    assert rig.ledger.retry() == 1
+    assert not rig.ledger.is_known("Coordinates", "mic.star", identity), "the next scan finds it"
+    again = rig.ledger.notice("Coordinates", "mic.star", identity, "coordinates", NOW)
+    assert again is not None
+    assert again.generation == 2
+    assert rig.ledger.failures() == []
+
+
+def test_a_file_that_was_gone_is_taken_when_it_comes_back(rig: Rig) -> None:
+    identity = rig.identity()
+    file = rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
+    assert file is not None
+    rig.ledger.micrograph_found(file)
+    rig.table("mic.star", {"mic.star": "1"})
+    (job,) = rig.claim()
+    rig.ledger.job_failed(job.id, "gone", final=True, now=NOW, gone=True)
+    assert not rig.ledger.is_known("Micrographs", "mic.mrc", identity)
+    again = rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
+    assert again is not None
+    rig.ledger.micrograph_found(again)
+    assert [job.file.generation for job in rig.claim()] == [2]
+
+
+# --- commits ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_records_everything_and_survives_a_restart(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    optics = [{"rlnImagePixelSize": 0.1 + 0.2}, {"rlnImagePixelSize": 1.5}]
+    blocks = [Block("particles.star", 0, 30, 3, ("a", "b"), 1), Block("particles.star", 30, 10, 1, ("a",), 2)]
+    rig.ledger.commit(
+        job, [Shard("particles/x.mrcs", 10, 99)], blocks, optics={"particles.star": optics}, warnings=["faint"],
+        notes=["two skipped"], seconds=0.5, now=NOW,
+    )  # fmt: skip
+    for _ in range(2):
+        ledger = rig.ledger
+        assert [(block.start, block.count, block.columns) for block in ledger.live_blocks("particles.star")] == [
+            (0, 3, ("a", "b")),
+            (30, 1, ("a",)),
+        ]
+        assert ledger.live_blocks("particles.star").__next__().item == "Micrographs/mic_1"
+        assert ledger.lengths() == {"particles.star": 40}
+        assert (ledger.length("particles.star"), ledger.length("none")) == (40, 0)
+        assert ledger.row_count("particles.star") == 4
+        assert ledger.columns_ever("particles.star") == {"a", "b"}
+        assert ledger.optics("particles.star") == optics
+        assert list(ledger.shards()) == [Shard("particles/x.mrcs", 10, 99)]
+        assert ledger.has_shard("particles/x.mrcs")
+        assert not ledger.has_shard("particles/y.mrcs")
+        assert ledger.job_counts() == {"done": 1}
+        assert ledger.warnings() == [("Micrographs/mic_1", ["faint"])]
+        assert ledger.warning_count() == 1
+        rig.reopen()
+
+
+def test_a_commit_happens_once(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    rig.commit(job)
+    with pytest.raises(LedgerError, match="no longer claimed"):
+        rig.commit(job)
+    assert rig.live_items() == ["Micrographs/mic_1"]
+
+
+@pytest.mark.parametrize("changed", ["micrograph", "coordinates"])
+def test_older_rows_stay_until_the_newer_replace_them_never_both_never_neither(rig: Rig, changed: str) -> None:
+    ready(rig, 1, 2)
+    for job in rig.claim():
+        rig.commit(job, "old")
+    if changed == "micrograph":
+        rig.micrograph("mic_1.mrc")
+    else:
+        rig.table("mic_1.star", {"mic_1.star": "other"})
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
+    (job,) = rig.claim()
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
+
+    before = rig.rows("SELECT * FROM blocks"), rig.rows("SELECT * FROM jobs"), rig.ledger.lengths()
+    with pytest.raises(sqlite3.IntegrityError):  # in the midst of the transaction, after the older rows were ended
+        rig.commit(job, "new", shard="particles/Micrographs/mic_2_1.mrcs")
+    assert (rig.rows("SELECT * FROM blocks"), rig.rows("SELECT * FROM jobs"), rig.ledger.lengths()) == before
+
+    rig.commit(job, "newer")
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
+    sizes = {block.item: block.count for block in rig.ledger.live_blocks("particles.star")}
+    assert sizes == {"Micrographs/mic_1": len("newer") + 1, "Micrographs/mic_2": len("old") + 1}
+    assert rig.ledger.row_count("particles.star") == sum(sizes.values())
+    assert rig.ledger.job_counts() == {"done": 2, "superseded": 1}
+    assert len(list(rig.ledger.shards())) == 3, "files of older generations stay known"
+
+
+def test_an_exception_in_a_transaction_leaves_nothing(rig: Rig) -> None:
+    ready(rig, 1)
+    tables = ("files", "entries", "jobs", "meta")
+    before = [rig.rows(f"SELECT * FROM {table}") for table in tables]
+    changes = rig.ledger.changes
+
+    def interrupted() -> None:
+        with rig.ledger.transaction():
+            ready(rig, 2)
+            rig.ledger.put("plan", "x")
+            rig.claim()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [rig.rows(f"SELECT * FROM {table}") for table in tables] == before
+    assert rig.ledger.changes == changes
+    ready(rig, 3)
+    assert len(rig.claim()) == 2
+
+
+def test_what_is_on_the_disk_at_any_moment_is_what_was_committed(rig: Rig, tmp_path: Path) -> None:
+    """The files are copied as a crash would leave them: in the midst of a transaction, and right after one."""
+
+    def crashed(name: str) -> Rig:
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in tmp_path.glob("ledger.sqlite*"):
+            shutil.copy(path, folder)
+        return Rig(folder / "ledger.sqlite")
+
+    ready(rig, 1)
+    (job,) = rig.claim()
+    with rig.ledger.transaction():
+        rig.commit(job)
+        during = crashed("during")
+    after = crashed("after")
+    assert during.live_items() == []
+    assert during.ledger.job_counts() == {"claimed": 1}
+    assert after.live_items() == ["Micrographs/mic_1"]
+    during.ledger.close()
+    after.ledger.close()
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    pages = rig.rows("PRAGMA page_count")[0][0]
+    rig.rows(f"PRAGMA max_page_count = {pages}")
+    content: list[Any] = []
+
+    def fill() -> None:
+        for number in range(2, 1000):
+            with rig.ledger.transaction():
+                ready(rig, number)
+            content[:] = [rig.rows(f"SELECT * FROM {table}") for table in ("files", "entries", "jobs")]
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill()
+    assert caught.value.errno == errno.ENOSPC
+    assert [rig.rows(f"SELECT * FROM {table}") for table in ("files", "entries", "jobs")] == content
+    assert rig.ledger.is_claimed(job.id)
+    rig.rows("PRAGMA max_page_count = 100000")
+    rig.commit(job)
+    assert rig.live_items() == ["Micrographs/mic_1"]
+
+
+def test_the_cost_of_an_item_does_not_grow_with_the_session(rig: Rig) -> None:
+    """Counted in steps of SQLite's virtual machine, which are the same on every computer."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    rig.hurry()
+    rig.ledger._db.set_progress_handler(count, 1)
+    costs = []
+    for number in range(400):
+        steps = 0
+        ready(rig, number)
+        (job,) = rig.claim()
+        rig.commit(job)
+        costs.append(steps)
+    early, late = costs[10:30], costs[-20:]
+    assert max(late) < 1.2 * max(early), f"{max(early)} steps at first, {max(late)} in the end"
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["write-ahead log", "rollback journal"])
+def test_a_second_connection_is_refused_and_the_first_goes_on(tmp_path: Path, remote: bool) -> None:
+    rig = Rig(tmp_path / "ledger.sqlite", remote=remote)
+    ready(rig, 1)
+    rig.reopen() if not remote else None
+    ready(rig, 2)
+    with pytest.raises(LedgerError, match="cannot be opened: database is locked"):
+        Ledger(tmp_path / "ledger.sqlite", remote=remote)
+    assert len(rig.claim()) == 2
+    rig.ledger.close()
+    Ledger(tmp_path / "ledger.sqlite", remote=remote).close()
+
+
+def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 7")
+    database.close()
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="schema 7, this one writes 1"):
+            Ledger(path)
+
+
+def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "ledger.sqlite")
+    ready(rig, *range(40))
+    rig.ledger.close()
+    data = bytearray((tmp_path / "ledger.sqlite").read_bytes())
+    for page in range(3, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 200] = b"\x5a" * 200
+    (tmp_path / "ledger.sqlite").write_bytes(data)
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(tmp_path / "ledger.sqlite")
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(LedgerError, match="damaged: file is not a database"):
+        Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Ledger(tmp_path / "no folder" / "ledger.sqlite")
+
+
+# --- hostile names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_matched_worked_on_and_shown(rig: Rig, name: str) -> None:
+    folder = f"grid {name}"
+    rig.micrograph(f"{folder}/{name}.mrc")
+    ((item, reason, _),) = rig.ledger.waiting()
+    assert item.isascii()
+    assert not set(item) & set("<>'\"\n; ")
+    assert reason == "waits for coordinates"
+
+    rig.table(f"{name}_autopick.star", {f"{name}_autopick.star": "1"})
+    rig.table("all.star", {f"far/{name} 2.mrc": "2"})
+    rig.reopen()
+    (job,) = rig.claim()
+    assert job.file.path == f"{folder}/{name}.mrc", "the file can be opened by this name"
+    assert [(made.path, made.name) for made in job.inputs] == [(f"{name}_autopick.star",) * 2], "letter by letter"
+    ((kind, unmatched),) = rig.ledger.unmatched()
+    assert kind == "coordinates"
+    rig.ledger.job_failed(job.id, f"{name}: broken", final=True, now=NOW, operation="x", trace=f"in {name}")
+    (failure,) = rig.ledger.failures()
+    for shown in (unmatched, failure["file"], failure["reason"], failure["traceback"]):
+        assert json.loads(json.dumps(shown).encode()) == shown
+        shown.encode()  # can be printed and sent
+    assert rig.ledger.retry(name) == 1
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_in_reasons_and_problems_are_kept_as_text(rig: Rig, name: str) -> None:
+    table = rig.notice(f"{name}.star", "coordinates", "Coordinates")
+    rig.ledger.file_failed(table.id, f"{name}.star: no column", final=True)
+    rig.notice(f"{name}.mrc", "micrograph", "Micrographs", problem=f"{name}: truncated")
+    rig.micrograph(f"b{name}.mrc")
+    rig.notice(f"b{name}.MRC", "micrograph", "Micrographs")
+    rig.micrograph(f"one/c{name}.mrc")
+    rig.micrograph(f"two/c{name}.mrc")
+    rig.table(f"c{name}.star", {f"c{name}.star": "1"})
+    shown = [row["reason"] for row in rig.ledger.failures()] + list(rig.waiting().values())
+    assert len(shown) == 6
+    for text in shown:
+        text.encode()
+    assert sum("no column" in text or "truncated" in text or "the same name" in text for text in shown) == 3
+    assert sum("could belong to" in text for text in shown) == 2
+
+
+# --- everything, in any order ----------------------------------------------------------------------------------------
+
+STEMS = ("mic_1", "mic_2")
+STATES = {"ready", "queued", "done", "rejected", "failed"}
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Arrivals, claims and ends in any order, with restarts; what is committed is remembered here as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.rig = Rig(Path(self.folder.name, "ledger.sqlite"))
+        self.rig.hurry()
+        self.claimed: list[JobRow] = []
+        self.committed: dict[str, int] = {}
+        self.digests: dict[str, str] = {}
+
+    def teardown(self) -> None:
+        self.rig.ledger.close()
+        self.folder.cleanup()
+
+    @initialize()
+    def begin(self) -> None:
+        self.rig.ledger.start_run(NOW, "test")
+
+    @rule(stem=st.sampled_from(STEMS))
+    def a_micrograph_arrives_or_changes(self, stem: str) -> None:
+        self.rig.micrograph(f"{stem}.mrc")
+
+    @rule(stem=st.sampled_from(STEMS))
+    def a_broken_micrograph_arrives(self, stem: str) -> None:
+        self.rig.notice(f"{stem}.mrc", "micrograph", "Micrographs", problem="truncated")
+
+    @rule(stem=st.sampled_from(STEMS), digest=st.sampled_from("xy"))
+    def coordinates_arrive_or_change(self, stem: str, digest: str) -> None:
+        self.rig.table(f"{stem}.star", {f"{stem}.star": digest})
+
+    @rule(rows=st.dictionaries(st.sampled_from([f"{stem}.mrc" for stem in STEMS]), st.sampled_from("xy")))
+    def a_table_for_all_arrives_or_changes(self, rows: dict[str, str]) -> None:
+        self.rig.table("all.star", rows)
+
+    @rule(limit=st.integers(1, 3))
+    def claim(self, limit: int) -> None:
+        self.claimed += self.rig.ledger.claim(limit)
+
+    @precondition(lambda self: self.claimed)
+    @rule(data=st.data(), end=st.sampled_from(["done", "done", "again", "failed", "rejected", "release"]))
+    def a_worker_reports(self, data: st.DataObject, end: str) -> None:
+        ledger = self.rig.ledger
+        job = self.claimed.pop(data.draw(st.integers(0, len(self.claimed) - 1)))
+        if end == "release":
+            ledger.release(job.id)
+        elif end in ("failed", "again"):
+            ledger.job_failed(job.id, "no", final=end == "failed", now=NOW)
+        elif end == "rejected":
+            ledger.job_failed(job.id, "ice", final=True, now=NOW, state="rejected")
+        elif ledger.is_claimed(job.id):
+            self.rig.commit(job)
+            self.committed[job.item] = job.id
+        else:
+            with pytest.raises(LedgerError):
+                self.rig.commit(job)
+
+    @rule()
+    def retry(self) -> None:
+        self.rig.ledger.retry()
+
+    @rule()
+    def the_daemon_dies_and_starts_again(self) -> None:
+        self.claimed = []
+        self.rig.reopen()
+
+    @invariant()
+    def each_current_generation_is_in_one_state(self) -> None:
+        rows = self.rig.rows("SELECT id, path, generation, state, item FROM files WHERE kind = 'micrograph'")
+        newest = {path: max(row[2] for row in rows if row[1] == path) for _, path, _, _, _ in rows}
+        for file, path, generation, state, item in rows:
+            jobs = self.rig.rows("SELECT state, generation FROM jobs WHERE file = ? ORDER BY generation", file)
+            active = [found for found, _ in jobs if found in ("ready", "claimed")]
+            if generation < newest[path]:
+                assert state == "superseded"
+                assert active == []
+                continue
+            assert state in STATES
+            assert len(active) == (1 if state == "queued" else 0), f"{item}: {state} with {jobs}"
+            if state in ("done", "rejected"):
+                assert jobs[-1][0] == state
+
+    @invariant()
+    def each_item_has_the_rows_of_its_last_commit_and_no_others(self) -> None:
+        live = self.rig.rows("SELECT j.item, j.id, j.state FROM blocks b JOIN jobs j ON j.id = b.job WHERE b.live")
+        assert {item: job for item, job, _ in live} == self.committed
+        assert len(live) == len(self.committed)
+        assert {state for _, _, state in live} <= {"done"}
+        shards = self.rig.rows("SELECT job FROM shards WHERE live")
+        assert sorted(job for (job,) in shards) == sorted(self.committed.values())
+
+    @invariant()
+    def nothing_is_claimed_that_no_worker_has(self) -> None:
+        claimed = {job for (job,) in self.rig.rows("SELECT id FROM jobs WHERE state = 'claimed'")}
+        assert claimed <= {job.id for job in self.claimed}
+
+    @invariant()
+    def what_can_be_made_is_made(self) -> None:
+        """A micrograph that waits, waits for something that is not there, or that is there twice."""
+        for item, reason in self.rig.waiting().items():
+            stem = item.rpartition("/")[2]
+            entries = self.rig.rows("SELECT 1 FROM entries WHERE live AND key = ?", stem)
+            assert len(entries) != 1, f"{item}: {reason}"
+
+
+LedgerMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestLedgerMachine = LedgerMachine.TestCase
