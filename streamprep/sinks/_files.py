@@ -72,7 +72,12 @@ def place(staged: Path, final: Path) -> None:
     if final.exists():
         raise FileExistsError(f"{final}: there is a file of this name that the ledger does not know")
     staged.rename(final)
-    fsync_folder(final.parent)
+    try:
+        fsync_folder(final.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            final.rename(staged)  # so that the next try gives the name anew: a failed fsync is not repeated
+        raise
 
 
 def append(path: Path, at: int, data: bytes) -> None:

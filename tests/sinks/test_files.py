@@ -247,6 +247,20 @@ def test_a_sync_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: p
     assert names(tmp_path) == ["table.star"]
 
 
+def test_a_rename_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.star"
+    path.write_bytes(b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        _files.replace_whole(path, [b"new"])
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["table.star"]
+
+
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     path = tmp_path / "table.star"
     path.write_bytes(b"old")
