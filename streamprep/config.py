@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -71,7 +71,7 @@ class CtfSection(_Section):
 class Matching(_Section):
     """How tables find their micrographs."""
 
-    suffixes: list[str] = Field(
+    suffixes: list[Annotated[str, Field(min_length=1)]] = Field(
         list(DEFAULT_SUFFIXES), description="Endings to ignore when the names of two files are compared."
     )
 

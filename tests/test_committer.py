@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Rig:
         file = self.ledger.notice("Micrographs", f"{name}.mrc", micrograph, "micrograph", 0.0)
         if file is not None:
             self.ledger.micrograph_found(file)
-        identity = Identity(len(digest), hash(digest) & 0xFFFF, 1, 1)
+        identity = Identity(len(digest), zlib.crc32(digest.encode()), 1, 1)
         table = self.ledger.notice("Coordinates", f"{name}.star", identity, "coordinates", 0.0)
         assert table is not None
         self.ledger.table_read(table.id, [EntryRow("coordinates", f"{name}.mrc", digest, 1)])
@@ -737,7 +738,7 @@ def test_a_crash_at_any_step_leaves_all_or_nothing_and_the_work_can_go_on(
     while crashed_at(template, tmp_path / f"crash_{steps}", fuse, steps):
         rig = Rig(tmp_path / f"crash_{steps}", fast=True)
         rig.start()
-        done = 3 - rig.ledger.job_counts().get("ready", 0) - 1
+        done = 2 - rig.ledger.job_counts().get("ready", 0)
         done_at.append(done)
         assert rig.visible() == unharmed[done], f"step {steps}: not as if {done} commits had been"
         rig.check_logs()
@@ -773,7 +774,7 @@ def test_crashes_in_recovery_over_and_over_do_no_harm(
             finally:
                 fuse.left = -1
             break
-        done = 3 - rig.ledger.job_counts().get("ready", 0) - 1
+        done = 2 - rig.ledger.job_counts().get("ready", 0)
         assert rig.visible() == unharmed[done]
         rig.check_logs()
         go_on(rig)

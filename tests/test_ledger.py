@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ class Rig:
         """Commit one block of rows and one stack."""
         start = self.ledger.length("particles.star")
         name = shard or f"particles/{job.item}_{job.generation}.mrcs"
-        block = Block("particles.star", start, len(text) + 1, len(text) + 1, ("rlnImageName",), hash(text) & 0xFFFF)
+        block = Block(
+            "particles.star", start, len(text) + 1, len(text) + 1, ("rlnImageName",), zlib.crc32(text.encode())
+        )
         self.ledger.commit(job, [Shard(name, 10, 7)], [block], optics={}, seconds=0.1, now=NOW)
 
     def jobs(self) -> dict[str, list[tuple[str, str, str]]]:

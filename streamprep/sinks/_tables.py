@@ -59,8 +59,8 @@ class StarTable(Table):
                 {**group, "rlnOpticsGroup": number, "rlnOpticsGroupName": f"opticsGroup{number}"}
                 for number, group in enumerate(optics, start=1)
             ]
-            names = [name for name in OPTICS_COLUMNS if name in numbered[0]]
-            text += star.table_text("optics", {name: [group[name] for group in numbered] for name in names})
+            names = [name for name in OPTICS_COLUMNS if any(name in group for group in numbered)]
+            text += star.table_text("optics", {name: [group.get(name, 0) for group in numbered] for name in names})
             text += "\n\n# version 30001\n"
         return (text + star.loop_head("particles", columns)).encode()
 
