@@ -6,7 +6,7 @@ Coordinates are host data on every backend: a few hundred rows, read from tables
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,11 @@ Accept = Callable[[FloatArray], BoolArray]
 
 RELAX_STEPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """How far the distances are relaxed, from as asked to the least allowed."""
+FEW_PIXELS = 1 << 15
+"""When no more pixels than this are free, each is looked at, instead of drawing from them."""
+TESTED_PIXELS = 1 << 27
+"""Pixels of boxes that `accept` may look at in vain: where nearly every box is an outlier, the search ends."""
+_LENGTH_BITS = 18
 OUTLIER_Z = 4.0
 """Robust z-score of a box's mean or log-variance beyond which `reject_outliers` drops it."""
 
@@ -62,32 +67,72 @@ class PickNoise(Params):
 
 @dataclass(frozen=True, slots=True)
 class FreeArea:
-    """All the allowed centres of a micrograph, as runs of pixels along rows: exact, and small."""
+    """All the allowed centres of a micrograph, exactly, as what lies between the forbidden runs of pixels.
 
-    row: IntArray
+    The rows are laid one behind the other on a line; pixel (x, y) is at y · ``width`` + x. ``first`` and ``end`` are
+    the sorted, merged runs that are forbidden, the borders of each row among them.
+    """
+
     first: IntArray
-    length: IntArray
+    end: IntArray
+    width: int
+    window: tuple[int, int, int, int]
+    """The first and last row, the first column, and the one behind the last, that a centre may have."""
 
     def __len__(self) -> int:
         """Number of allowed pixels."""
-        return int(self.length.sum())
+        return int((self.first[1:] - self.end[:-1]).sum())
+
+    def without(self, first: IntArray, length: IntArray) -> FreeArea:
+        """The area less further runs of pixels, given as places on the line and lengths."""
+        if not len(first):
+            return self
+        packed = np.sort(first << _LENGTH_BITS | length)  # one word each: a sort of plain numbers is the fastest
+        first = packed >> _LENGTH_BITS
+        start = np.concatenate([self.first, first])
+        end = np.concatenate([self.end, first + (packed & ((1 << _LENGTH_BITS) - 1))])
+        order = np.argsort(start, kind="stable")  # of two sorted halves: a merge
+        start, end = start[order], np.maximum.accumulate(end[order])
+        cut = np.flatnonzero(start[1:] > end[:-1])
+        return replace(self, first=start[np.append(0, cut + 1)], end=end[np.append(cut, len(end) - 1)])
+
+    def away_from(self, points: FloatArray, distance: float) -> FreeArea:
+        """The area less everything nearer to any of the points, shape (n, 2), than a distance [px]."""
+        if distance <= 0 or not len(points):
+            return self
+        top, bottom, low, high = self.window
+        reach = int(np.ceil(distance))
+        row = np.floor(points[:, 1])[:, None] + np.arange(-reach, reach + 2)[None, :]
+        square = distance * distance - (row - points[:, 1:]) ** 2
+        crossed = (square > 0) & (row >= top) & (row <= bottom)
+        half = np.sqrt(square[crossed])
+        x = np.repeat(points[:, 0], np.count_nonzero(crossed, axis=1))
+        first = np.clip(np.floor(x - half) + 1, low, high)  # pixels strictly nearer than the distance
+        end = np.clip(np.ceil(x + half), low, high)
+        some = end > first
+        start = (row[crossed] * self.width + first)[some].astype(np.int64)
+        return self.without(start, (end - first)[some].astype(np.int64))
 
     def draw(self, count: int, rng: np.random.Generator) -> FloatArray:
         """``count`` pixels, uniform over the area, with replacement; shape (count, 2): x, y."""
-        ends = np.cumsum(self.length)
+        length = self.first[1:] - self.end[:-1]
+        ends = np.cumsum(length)
         rank = rng.integers(0, ends[-1], size=count)
         run = np.searchsorted(ends, rank, side="right")
-        x = self.first[run] + rank - (ends[run] - self.length[run])
-        return np.stack([x, self.row[run]], axis=1).astype(np.float64)
+        return self._points(self.end[run] + rank - (ends[run] - length[run]))
+
+    def shuffled(self, rng: np.random.Generator) -> FloatArray:
+        """Every pixel of the area once, in random order; shape (len, 2): x, y."""
+        length = self.first[1:] - self.end[:-1]
+        place = np.repeat(self.end[:-1] - np.cumsum(length) + length, length) + np.arange(length.sum())
+        return self._points(rng.permutation(place))
+
+    def _points(self, place: IntArray) -> FloatArray:
+        return np.stack([place % self.width, place // self.width], axis=1).astype(np.float64)
 
 
-def free_area(
-    shape_px: tuple[int, int],
-    box_size_px: int,
-    discs: list[tuple[FloatArray, float]],
-    blocked: BoolArray | None = None,
-) -> FreeArea:
-    """Pixels where a box lies inside the image, no nearer to given points than asked, and off a mask.
+def free_area(shape_px: tuple[int, int], box_size_px: int, blocked: BoolArray | None = None) -> FreeArea:
+    """Pixels where a box lies inside the image, and off a mask.
 
     Parameters
     ----------
@@ -95,64 +140,27 @@ def free_area(
         (ny, nx) of the micrograph.
     box_size_px
         Side of the box [px].
-    discs
-        Pairs of points, shape (n, 2), and the distance to keep from them [px]; that distance itself is allowed.
     blocked
         Shape (ny, nx): centres that are not allowed.
-
-    Returns
-    -------
-    FreeArea
-        Exact: each disc forbids, on each row it crosses, one run of pixels; the runs are sorted and merged.
     """
     ny, nx = shape_px
     low = box_size_px // 2
     y_end, x_end = ny - box_size_px + low + 1, nx - box_size_px + low + 1
-    nothing = np.empty(0, dtype=np.int64)
     if y_end <= low or x_end <= low:
-        return FreeArea(nothing, nothing, nothing)
-
-    rows, firsts, ends = [], [], []
-    for points, distance in discs:
-        if distance <= 0 or not len(points):
-            continue
-        reach = int(np.ceil(distance))
-        y = np.floor(points[:, 1]).astype(np.int64)[:, None] + np.arange(-reach, reach + 2)[None, :]
-        square = distance * distance - (y - points[:, 1:]) ** 2
-        crossed = (square > 0) & (y >= low) & (y < y_end)
-        half = np.sqrt(square[crossed])
-        x = np.broadcast_to(points[:, :1], y.shape)[crossed]
-        rows.append(y[crossed])
-        firsts.append(np.floor(x - half).astype(np.int64) + 1)  # pixels strictly nearer than the distance
-        ends.append(np.ceil(x + half).astype(np.int64))
-    if blocked is not None:
-        edge = np.zeros((y_end - low, x_end - low + 2), dtype=np.int8)
-        edge[:, 1:-1] = blocked[low:y_end, low:x_end]
-        turn = np.diff(edge, axis=1)
-        y_first, x_first = np.nonzero(turn == 1)
-        _, x_last = np.nonzero(turn == -1)
-        rows.append(y_first + low)
-        firsts.append(x_first + low)
-        ends.append(x_last + low)
-    every = np.arange(low, y_end)  # a run of no length at each row's end closes the row
-    rows.append(every)
-    firsts.append(np.full(len(every), x_end))
-    ends.append(np.full(len(every), x_end))
-
-    row = np.concatenate(rows)
-    first = np.clip(np.concatenate(firsts), low, x_end)
-    end = np.clip(np.concatenate(ends), low, x_end)
+        nothing = np.zeros(1, dtype=np.int64)
+        return FreeArea(nothing, nothing, 1, (0, -1, 0, 0))
     width = x_end + 1
-    order = np.argsort(row * width + first, kind="stable")
-    row, first, end = row[order], first[order], end[order]
-    # the farthest end so far on the same row: a running maximum that a later row always exceeds
-    reached = np.maximum.accumulate(row * width + end) - row * width
-    before = np.empty_like(reached)
-    before[0], before[1:] = low, reached[:-1]
-    before[1:][row[1:] != row[:-1]] = low
-    gap = first - np.clip(before, low, None)
-    free = gap > 0
-    return FreeArea(row[free], before[free], gap[free])
+    rows = np.arange(low - 1, y_end, dtype=np.int64)
+    window = (low, y_end - 1, low, x_end)
+    area = FreeArea(rows * width + x_end, (rows + 1) * width + low, width, window)  # from a row's end to the next
+    if blocked is None:
+        return area
+    edge = np.zeros((y_end - low, x_end - low + 2), dtype=np.int8)
+    edge[:, 1:-1] = blocked[low:y_end, low:x_end]
+    turn = np.diff(edge, axis=1)
+    y, first = np.nonzero(turn == 1)
+    _, end = np.nonzero(turn == -1)
+    return area.without((y + low) * width + first + low, end - first)
 
 
 def keep_out(mask: npt.NDArray[np.generic], box_size_px: int) -> BoolArray:
@@ -208,39 +216,60 @@ def pick_noise(
     distance = float(box_size_px if min_distance_px is None else min_distance_px)
     spacing = float(box_size_px / 2 if spacing_px is None else spacing_px)
     least = min(distance, box_size_px / 2)
-    picks = np.empty((0, 2))
-    refused = np.empty((0, 2))
+    everywhere = free_area(shape_px, box_size_px, blocked)
+    found: list[FloatArray] = []
+    count, tests = 0, number + min(TESTED_PIXELS // box_size_px**2, 1 << 14)
     for relaxed in RELAX_STEPS if crowded == "relax" else RELAX_STEPS[:1]:
-        near, apart = distance - relaxed * (distance - least), spacing * (1 - relaxed / 2)
-        while len(picks) < number:
-            # what chance already met and `accept` refused is no longer free, nor are the picks themselves
-            taken = [(particles_px, near), (picks, max(apart, 0.5)), (refused, 0.5)]
-            area = free_area(shape_px, box_size_px, taken, blocked)
-            if not len(area):
-                break
-            wanted = number - len(picks)
-            drawn = area.draw(max(64, 2 * wanted), rng)
-            allowed = np.ones(len(drawn), dtype=bool) if accept is None else accept(drawn)
-            refused = np.concatenate([refused, drawn[~allowed]])
-            picks = np.concatenate([picks, _spaced(drawn[allowed], max(apart, 0.5))[:wanted]])
-            if len(refused) > 50 * (number + 64):
-                break  # nearly everything is an outlier: what is left is not worth a search
-        if len(picks) >= number:
+        near, apart = distance - relaxed * (distance - least), max(spacing * (1 - relaxed / 2), 0.5)
+        area = everywhere.away_from(particles_px, near)
+        for points in found:
+            area = area.away_from(points, apart)
+        while count < number and tests > 0 and len(area):
+            few = len(area) <= FEW_PIXELS
+            drawn = area.shuffled(rng) if few else area.draw(_draws(number - count, len(area), apart), rng)
+            points, refused = _accepted(drawn, apart, number - count, accept, tests)
+            found.append(points)
+            count, tests = count + len(points), tests - len(refused)
+            if few:
+                break  # every pixel was looked at: nothing is left at these distances
+            area = area.away_from(points, apart).away_from(refused, 0.5)
+        if count >= number:
             break
-    return picks
+    return np.concatenate([np.empty((0, 2)), *found])
 
 
-def _spaced(points: FloatArray, apart: float) -> FloatArray:
-    """The points in their order, without those nearer than ``apart`` to an earlier one that was kept."""
-    if len(points) < 2:
-        return points
-    kept = np.ones(len(points), dtype=bool)
-    near = cKDTree(points).query_pairs(np.nextafter(apart, 0.0), output_type="ndarray")
-    near = np.sort(near, axis=1)
-    for earlier, later in near[np.lexsort((near[:, 1], near[:, 0]))].tolist():
-        if kept[earlier]:
-            kept[later] = False
-    return points[kept]
+def _draws(wanted: int, area_px: int, apart: float) -> int:
+    """How many pixels to draw at once: enough, but not so many that most are in one another's way."""
+    return int(np.clip(8 * area_px / (np.pi * apart * apart), 64, min(4 * wanted + 64, 1024)))
+
+
+def _accepted(
+    drawn: FloatArray, apart: float, wanted: int, accept: Accept | None, tests: int
+) -> tuple[FloatArray, FloatArray]:
+    """Go through the points in their order and keep those that are acceptable and not too near to one kept before.
+
+    Returns
+    -------
+    kept, refused
+        At most ``wanted`` points that stay; those that ``accept`` refused, at most ``tests``.
+    """
+    x, y = drawn.T.copy()
+    open_ = np.ones(len(drawn), dtype=bool)
+    kept: list[int] = []
+    refused: list[int] = []
+    index = 0
+    while len(kept) < wanted and len(refused) < tests:
+        step = int(np.argmax(open_[index:])) if index < len(open_) else 0
+        index += step
+        if index >= len(open_) or not open_[index]:
+            break
+        if accept is None or accept(drawn[index : index + 1])[0]:
+            kept.append(index)
+            open_[index:] &= (x[index:] - x[index]) ** 2 + (y[index:] - y[index]) ** 2 >= apart * apart
+        else:
+            refused.append(index)
+            open_[index] = False
+    return drawn[kept], drawn[refused]
 
 
 def outlier_test(pixels: Array, box_size_px: int) -> Accept:

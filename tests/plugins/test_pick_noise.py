@@ -13,10 +13,8 @@ from scipy.spatial.distance import pdist
 from scipy.stats import chisquare
 
 from streamprep.model import Context, Coordinates, InputError, Item, Micrograph, Optics
-from streamprep.plugins import pick_noise as module
 from streamprep.plugins.extract import boxes_inside
 from streamprep.plugins.pick_noise import (
-    RELAX_STEPS,
     FreeArea,
     PickNoise,
     free_area,
@@ -48,10 +46,21 @@ def brute_force(
 def painted(area: FreeArea, shape: tuple[int, int]) -> np.ndarray:
     """How often each pixel lies in the area: 0 or 1 when it is right."""
     seen = np.zeros(shape, dtype=int)
-    for row, first, length in zip(area.row, area.first, area.length, strict=True):
-        assert length > 0
-        seen[row, first : first + length] += 1
+    assert (area.end >= area.first).all()
+    for place, end in zip(area.end[:-1], area.first[1:], strict=True):
+        assert end > place, "runs that touch are merged"
+        row, column = divmod(int(place), area.width)
+        seen[row, column : column + end - place] += 1
     return seen
+
+
+def area_of(
+    shape: tuple[int, int], box: int, discs: list[tuple[np.ndarray, float]], blocked: np.ndarray | None
+) -> FreeArea:
+    area = free_area(shape, box, blocked)
+    for points, distance in discs:
+        area = area.away_from(points, distance)
+    return area
 
 
 def context(name: str = "Micrographs/mic_1", **further: object) -> Context:
@@ -90,7 +99,7 @@ def test_the_free_area_equals_brute_force(
     scene: tuple[tuple[int, int], int, list[tuple[np.ndarray, float]], np.ndarray | None],
 ) -> None:
     shape, box, discs, blocked = scene
-    area = free_area(shape, box, discs, blocked)
+    area = area_of(shape, box, discs, blocked)
     expected = brute_force(shape, box, discs, blocked)
     np.testing.assert_array_equal(painted(area, shape), expected)
     assert len(area) == expected.sum()
@@ -128,9 +137,19 @@ def test_draws_are_uniform_over_the_exact_area() -> None:
     points = np.random.default_rng(1).uniform((0, 0), shape[::-1], size=(12, 2))
     blocked = np.zeros(shape, dtype=bool)
     blocked[20:40, 100:130] = True
-    area = free_area(shape, box, [(points, 14.0)], blocked)
+    area = area_of(shape, box, [(points, 14.0)], blocked)
     drawn = area.draw(20000, np.random.default_rng(5))
     assert uniformity(drawn, brute_force(shape, box, [(points, 14.0)], blocked)) > 1e-3
+
+
+def test_every_pixel_of_an_area_is_shuffled_once() -> None:
+    shape, box = (40, 50), 6
+    discs = [(np.array([[20.0, 15.5], [33.3, 30.0]]), 9.0)]
+    pixels = area_of(shape, box, discs, None).shuffled(np.random.default_rng(2)).astype(int)
+    seen = np.zeros(shape, dtype=int)
+    np.add.at(seen, (pixels[:, 1], pixels[:, 0]), 1)
+    np.testing.assert_array_equal(seen, brute_force(shape, box, discs, None))
+    assert (np.diff(pixels[:, 1]) < 0).any()
 
 
 def test_picks_are_uniform_where_nothing_crowds_them() -> None:
@@ -272,12 +291,11 @@ def test_no_particles_give_none_by_default_and_any_number_when_asked() -> None:
 
 @pytest.mark.parametrize("crowded", ["relax", "fewer"])
 def test_a_full_micrograph_is_answered_at_once(monkeypatch: pytest.MonkeyPatch, crowded: str) -> None:
-    asked = []
-    monkeypatch.setattr(module, "free_area", lambda *given: asked.append(1) or free_area(*given))
+    monkeypatch.setattr(FreeArea, "draw", lambda *_: pytest.fail("there is nothing to draw from"))
+    monkeypatch.setattr(FreeArea, "shuffled", lambda *_: pytest.fail("there is nothing to look at"))
     centres = np.stack(np.meshgrid(np.arange(0, 201, 10.0), np.arange(0, 141, 10.0)), axis=-1).reshape(-1, 2)
     found, warnings = picks_of(centres, tiny_micrograph((140, 200)), number=50, box_size_px=16, crowded=crowded)
     assert len(found) == 0
-    assert len(asked) == (len(RELAX_STEPS) if crowded == "relax" else 1)
     assert warnings == ["tiny.mrc: 0 of 50 noise boxes found; the area that is free of particles holds no more"]
 
 
