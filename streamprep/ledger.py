@@ -376,7 +376,10 @@ class Ledger:
         return key
 
     def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed", gone: bool = False) -> bool:
-        """Record that a table could not be read; True when it is now failed for good."""
+        """Record that a table could not be read; True when it is now failed for good.
+
+        What its older generations said holds no longer then: micrographs that are not done wait for it again.
+        """
         with self.transaction():
             self._db.execute(
                 "UPDATE files SET attempts = attempts + 1, reason = ?, gone = ? WHERE id = ?",
@@ -384,7 +387,18 @@ class Ledger:
             )
             if final:
                 self._db.execute("UPDATE files SET state = ? WHERE id = ? AND state = 'ready'", (state, file))
+                self._withdraw(file)
         return final
+
+    def _withdraw(self, file: int) -> None:
+        said = self._db.execute(
+            "SELECT e.id, e.key FROM files n JOIN files f ON f.source = n.source AND f.path = n.path "
+            "JOIN entries e ON e.file = f.id WHERE n.id = ? AND n.state IN ('failed', 'rejected') AND e.live",
+            (file,),
+        ).fetchall()
+        self._db.executemany("UPDATE entries SET live = 0 WHERE id = ?", [(entry,) for entry, _ in said])
+        for key in sorted({key for _, key in said}):
+            self._join(key)
 
     # --- joins ---
 

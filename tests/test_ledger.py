@@ -344,6 +344,23 @@ def test_a_job_whose_input_is_withdrawn_waits_again(rig: Rig) -> None:
     assert [(job.item, job.generation) for job in rig.claim()] == [("Micrographs/mic_1", 2), ("Micrographs/mic_2", 2)]
 
 
+def test_what_a_table_said_before_it_was_broken_holds_no_longer(rig: Rig) -> None:
+    ready(rig, 1)
+    rig.commit(rig.claim()[0])
+    rig.micrograph("mic_2.mrc")
+    rig.table("all.star", {"mic_2.mrc": "same", "mic_3.mrc": "same"})
+    broken = rig.notice("all.star", "coordinates", "Coordinates")
+    rig.ledger.file_failed(broken.id, "torn", final=False)
+    assert set(rig.jobs()) == {"Micrographs/mic_2"}
+    rig.ledger.file_failed(broken.id, "torn", final=True)
+    rig.micrograph("mic_3.mrc")
+    assert rig.jobs() == {}
+    assert set(rig.waiting()) == {"Micrographs/mic_2", "Micrographs/mic_3"}
+    rig.table("all.star", {"mic_2.mrc": "same", "mic_3.mrc": "same"})
+    assert set(rig.jobs()) == {"Micrographs/mic_2", "Micrographs/mic_3"}, "without a retry"
+    assert rig.live_items() == ["Micrographs/mic_1"]
+
+
 def test_inputs_that_change_back_and_forth_leave_one_job(rig: Rig) -> None:
     ready(rig, 1)
     (job,) = rig.claim()
@@ -595,6 +612,16 @@ def test_older_rows_stay_until_the_newer_replace_them_never_both_never_neither(r
     assert len(list(rig.ledger.shards())) == 3, "files of older generations stay known"
 
 
+@pytest.mark.xfail(strict=True, reason="undecided: the rows of a rejected item's older generation stay in the sets")
+def test_an_item_whose_newest_generation_is_rejected_has_no_rows(rig: Rig) -> None:
+    ready(rig, 1)
+    rig.commit(rig.claim()[0])
+    rig.table("mic_1.star", {"mic_1.star": "other"})
+    (job,) = rig.claim()
+    rig.ledger.job_failed(job.id, "ice", final=True, now=NOW, state="rejected")
+    assert rig.live_items() == []
+
+
 def test_an_exception_in_a_transaction_leaves_nothing(rig: Rig) -> None:
     ready(rig, 1)
     tables = ("files", "entries", "jobs", "meta")
@@ -814,6 +841,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(rows=st.dictionaries(st.sampled_from([f"{stem}.mrc" for stem in STEMS]), st.sampled_from("xy")))
     def a_table_for_all_arrives_or_changes(self, rows: dict[str, str]) -> None:
         self.rig.table("all.star", rows)
+
+    @rule()
+    def the_table_for_all_is_broken(self) -> None:
+        self.rig.ledger.file_failed(self.rig.notice("all.star", "coordinates", "Coordinates").id, "torn", final=True)
 
     @rule(limit=st.integers(1, 3))
     def claim(self, limit: int) -> None:
