@@ -205,6 +205,7 @@ class Committer:
         blocks: list[Block] = []
         for rows, columns, data in rendered:
             blocks.append(self._append(rows, columns, data, blocks))
+        older = self._ledger.item_rows(job.item)
         self._ledger.commit(
             job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
         )
@@ -214,12 +215,16 @@ class Committer:
                 self._published[block.table].dirty = True
             else:
                 self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
-        if job.generation > 1:
-            for table in self._growing:
-                self._rows[table] = self._ledger.row_count(table)
-                self._published[table].dirty = True
+        self.retired(older)
         with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
             self._write_item_files()
+
+    def retired(self, rows: Mapping[str, int]) -> None:
+        """Note that rows of an older generation, counted per table, have left the sets."""
+        for table, count in rows.items():
+            if table in self._published:
+                self._rows[table] = self._rows.get(table, 0) - count
+                self._published[table].dirty = True
 
     def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
         if final.exists():
@@ -231,9 +236,8 @@ class Committer:
             _files.move_aside(final, self.orphans)
         if not staged.exists():
             raise LedgerError(f"{staged}: the staged file is gone")
-        found = staged.stat().st_size if staged.exists() else 0
-        if found != size:
-            raise LedgerError(f"{staged}: has {found} bytes, its manifest says {size}")
+        if staged.stat().st_size != size:
+            raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
         _files.place(staged, final)
 
     def _render(self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]) -> tuple[list[str], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -24,7 +25,7 @@ from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer
 from streamprep.config import Config
 from streamprep.ledger import FileRow, JobRow, Ledger, LedgerError
-from streamprep.model import ConfigError, InputError, Item, Kind
+from streamprep.model import ConfigError, InputError, Item, Kind, StreamprepError
 from streamprep.naming import root_labels
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
@@ -39,6 +40,7 @@ LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 KEPT_FAILURES = 20
+REMOVED_CHECKED = 1000
 RATE_WINDOW_SECONDS = 300.0
 
 Mode = Literal["starting", "running", "waiting", "paused", "stopped", "draining", "finished"]
@@ -128,14 +130,12 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
         patterns += [(kind, pattern) for pattern in wanted if pattern is not None]
     sources = []
     for kind, pattern in patterns:
-        for field_name in ("{stem}", "{name}"):
-            pattern = pattern.replace(field_name, "*")
-        path = config.resolve(pattern)
-        fixed = path.parent
-        while any(mark in str(fixed) for mark in "*?["):
-            fixed = fixed.parent
-        _need_folder(config, fixed, f"the {kind} pattern {pattern!r}")
-        sources.append(Source(fixed, kind, path.relative_to(fixed).as_posix(), kind))
+        parts = Path(pattern.replace("{stem}", "*").replace("{name}", "*")).parts
+        marked = (index for index, part in enumerate(parts) if any(mark in part for mark in "*?["))
+        split = min(next(marked, len(parts)), len(parts) - 1)
+        root = config.resolve(str(Path(*parts[:split])))
+        _need_folder(config, root, f"the {kind} pattern {pattern!r}")
+        sources.append(Source(root, kind, "/".join(parts[split:]), kind))
     folders = config.watch_folders
     for folder in folders:
         _need_folder(config, folder, "[session] watch")
@@ -322,7 +322,7 @@ class Engine:
         self._executor: Executor | None = None
         self._running: list[_Running] = []
         self._uncommitted: list[tuple[_Running, Outcome]] = []
-        self._not_before: dict[int, float] = {}
+        self._not_before: dict[tuple[Literal["job", "table"], int], float] = {}
         self._failing: dict[str, set[str]] = {}
         self._mode: Mode = "starting"
         self._message = ""
@@ -334,6 +334,7 @@ class Engine:
         self._operations: dict[str, tuple[int, float]] = {}
         self._unknown = 0
         self._serial = 0
+        self._checked = 0
         self._told: set[str] = set()
         self._next_snapshot = 0.0
         self._next_control = 0.0
@@ -372,9 +373,10 @@ class Engine:
     def _finish(self, run: int) -> None:
         try:
             self.committer.publish(force=True)
-        except OSError as error:
+        except (OSError, StreamprepError) as error:
             self._tell(f"the tables could not be published: {error}; the next start does it")
-        self.ledger.stop_run(run, self._now())
+        with contextlib.suppress(OSError):
+            self.ledger.stop_run(run, self._now())
         if self._mode != "stopped":
             self._mode, self._message = "finished", ""
         self._snapshot = self._look()
@@ -401,16 +403,19 @@ class Engine:
     def _loop(self) -> None:
         while True:
             if self._signals and self._mode != "draining":
-                self._mode, self._message = (
-                    "draining",
-                    "finishing what the workers have; again to end at once",
-                )
-            if self._mode != "draining":
-                self._take_in(self.watcher.poll())
-                self._control()
-                self._submit()
-            self._collect()
-            self._publish()
+                self._mode = "draining"
+                self._message = "finishing what the workers have; again to end at once"
+            try:
+                if self._mode != "draining":
+                    self._take_in(self.watcher.poll())
+                    self._look_for_removed()
+                    self._control()
+                    self._submit()
+                self._collect()
+                self._publish()
+            except OSError as error:  # the ledger or the output cannot be written; nothing was half done
+                self._pause(error)
+                self.watcher.rescan()  # arrivals of this round may not have been recorded
             self._show()
             if self._ended():
                 return
@@ -426,7 +431,11 @@ class Engine:
             return False
         if self._mode == "stopped":
             return True
-        if self.ledger.waiting_tables(1) or self.ledger.job_counts().get("ready", 0):
+        if (
+            self.ledger.waiting_tables(1)
+            or self.ledger.has_ready_jobs()
+            or self.watcher.scans_completed > self._checked
+        ):
             return False
         incomplete = self.watcher.give_up_on_incomplete()
         self._take_in(incomplete)
@@ -485,6 +494,15 @@ class Engine:
             reason = f"a {kind} file; processing those in a session comes with a later version"
             self.ledger.file_failed(file.id, reason, final=True, state="rejected")
 
+    def _look_for_removed(self) -> None:
+        """After each full scan: do the tables still exist that waiting micrographs are matched with?"""
+        if self.watcher.scans_completed == self._checked:
+            return
+        self._checked = self.watcher.scans_completed
+        for table in self.ledger.tables_of_waiting(REMOVED_CHECKED):
+            if not (self._labels[table.source].root / table.path).exists():
+                self.ledger.table_gone(table.id)
+
     # --- work ---
 
     def _submit(self) -> None:
@@ -494,20 +512,24 @@ class Engine:
         room = 2 * self._executor.size - len(self._running) - len(self._uncommitted)
         if room <= 0:
             return
-        reading = {running.table.id for running in self._running if running.table is not None}
-        for table in self.ledger.waiting_tables(room + len(reading)):
-            if room > 0 and table.id not in reading and self._not_before.get(-table.id, 0.0) <= self._clock():
-                job = TableJob(table.id, self._labels[table.source].root / table.path, table.kind)
-                self._start(_Running(self._executor.submit(job), self._clock(), table=table))
-                room -= 1
-        self._not_before = {job: when for job, when in self._not_before.items() if when > self._clock()}
-        soon = [job for job in self._not_before if job > 0]
-        for row in self.ledger.claim(room, excluded=soon):
+        now = self._clock()
+        self._not_before = {name: when for name, when in self._not_before.items() if when > now}
+        held = [running.table.id for running in self._held() if running.table is not None]
+        held += [number for kind, number in self._not_before if kind == "table"]
+        for table in self.ledger.waiting_tables(room, excluded=held):
+            job = TableJob(table.id, self._labels[table.source].root / table.path, table.kind)
+            self._start(_Running(self._executor.submit(job), now, table=table))
+            room -= 1
+        for row in self.ledger.claim(room, excluded=[number for kind, number in self._not_before if kind == "job"]):
             self._serial += 1
             folder = self.committer.staging / f"{os.getpid()}-{self._serial}"
             made = self._describe(row, folder)
             self._call("item_started", item=row.item, job=row.id)
-            self._start(_Running(self._executor.submit(made), self._clock(), job=row, folder=folder))
+            self._start(_Running(self._executor.submit(made), now, job=row, folder=folder))
+
+    def _held(self) -> list[_Running]:
+        """Everything that workers have, or that waits to be committed."""
+        return [*self._running, *(running for running, _ in self._uncommitted)]
 
     def _start(self, running: _Running) -> None:
         self._running.append(running)
@@ -525,24 +547,19 @@ class Engine:
         return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder)
 
     def _collect(self) -> None:
-        finished = [running for running in self._running if running.future.done()]
-        if finished:
-            self._running = [running for running in self._running if not running.future.done()]
-        for running in finished:
-            outcome = running.future.result()
+        """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""
+        done = [running for running in self._running if running.future.done()]
+        self._running = [running for running in self._running if not running.future.done()]
+        self._uncommitted += [(running, running.future.result()) for running in done]
+        if self._clock() < self._paused_until and self._mode != "draining":
+            return
+        while self._uncommitted:
+            running, outcome = self._uncommitted[0]
             if running.table is not None:
                 self._table_ended(running.table, outcome)
             else:
-                self._uncommitted.append((running, outcome))
-        if self._clock() >= self._paused_until or self._mode == "draining":
-            waiting, self._uncommitted = self._uncommitted, []
-            for index, (running, outcome) in enumerate(waiting):
-                try:
-                    self._job_ended(running, outcome)
-                except OSError as error:  # nothing was committed; the same commit is tried again
-                    self._uncommitted = waiting[index:]
-                    self._pause(error)
-                    break
+                self._job_ended(running, outcome)
+            del self._uncommitted[0]
 
     def _table_ended(self, table: FileRow, outcome: Outcome) -> None:
         path = f"{table.source}/{table.path}"
@@ -550,12 +567,12 @@ class Engine:
             self.ledger.table_read(table.id, outcome.entries)
         elif outcome.verdict == "changed":
             self.watcher.rescan()
-            self._not_before[-table.id] = self._clock() + 1.0
+            self._not_before["table", table.id] = self._clock() + 1.0
         else:
             final = outcome.verdict in ("bad-input", "gone") or table.attempts + 1 >= self._max_attempts
             reason = outcome.reason or outcome.verdict
             self.ledger.file_failed(table.id, reason, final=final, gone=outcome.verdict == "gone")
-            self._not_before[-table.id] = self._clock() + 2.0**table.attempts
+            self._not_before["table", table.id] = self._clock() + 2.0**table.attempts
             if final:
                 self._item_finished(path, "failed", reason)
 
@@ -582,15 +599,16 @@ class Engine:
                 )
             except LedgerError as error:
                 self._job_failed(job, Outcome("failed", str(error)), now)
-                return
-            self._job_done(job, outcome)
+            else:
+                self._job_done(job, outcome)
         elif outcome.verdict == "lost" and self._signals:
             self.ledger.release(job.id)  # the signal that ends the daemon ended its worker too: no fault of the job
         elif outcome.verdict == "changed":
             self.ledger.release(job.id)
-            self._not_before[job.id] = self._clock() + self.config.session.settle_seconds + 0.5
+            self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
             self.watcher.rescan()
         elif outcome.verdict == "rejected":
+            older = self.ledger.item_rows(job.item)
             self.ledger.job_failed(
                 job.id,
                 outcome.reason or "",
@@ -599,6 +617,7 @@ class Engine:
                 state="rejected",
                 operation=outcome.operation,
             )
+            self.committer.retired(older)
             self._item_finished(job.item, "rejected", outcome.reason)
         else:
             self._job_failed(job, outcome, now)
@@ -624,7 +643,7 @@ class Engine:
             job.id, reason, final=final, now=now, operation=outcome.operation, trace=outcome.trace,
             gone=outcome.verdict == "gone",
         )  # fmt: skip
-        self._not_before[job.id] = self._clock() + 2.0**job.attempts
+        self._not_before["job", job.id] = self._clock() + 2.0**job.attempts
         if final:
             self._item_finished(job.item, "failed", reason)
         else:
@@ -676,12 +695,8 @@ class Engine:
         self._tell(self._message)
 
     def _publish(self) -> None:
-        if self._clock() < self._paused_until:
-            return
-        try:
+        if self._clock() >= self._paused_until:
             self.committer.publish()
-        except OSError as error:
-            self._pause(error)
 
     # --- control and view ---
 
@@ -695,8 +710,8 @@ class Engine:
                 request = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue  # still being written
-            path.unlink(missing_ok=True)
             count = self.ledger.retry(request.get("name"))
+            path.unlink(missing_ok=True)
             self._failing.clear()
             if self._mode == "stopped":
                 self._mode, self._message = "running", ""

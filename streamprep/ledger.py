@@ -323,13 +323,14 @@ class Ledger:
             (file,),
         )
 
-    def waiting_tables(self, limit: int) -> list[FileRow]:
-        """Tables that have not been read yet, the oldest first."""
+    def waiting_tables(self, limit: int, excluded: Iterable[int] = ()) -> list[FileRow]:
+        """Tables that have not been read yet, the oldest first; ``excluded`` are not to be taken yet."""
+        left_out = set(excluded)
         rows = self._db.execute(
             f"SELECT {_FILE} FROM files f WHERE kind IN ('coordinates', 'ctf') AND state = 'ready' ORDER BY id LIMIT ?",
-            (limit,),
+            (limit + len(left_out),),
         )
-        return [_file(row) for row in rows]
+        return [file for file in map(_file, rows) if file.id not in left_out][:limit]
 
     def table_read(self, file: int, entries: Iterable[EntryRow]) -> None:
         """Record what a table says, in place of what its older generations said, and join."""
@@ -390,10 +391,28 @@ class Ledger:
                 self._withdraw(file)
         return final
 
+    def tables_of_waiting(self, limit: int) -> list[FileRow]:
+        """Tables that speak of micrographs that still wait, perhaps because these tables contradict one another."""
+        rows = self._db.execute(
+            f"SELECT DISTINCT {_FILE} FROM files m JOIN entries e ON e.key = m.key AND e.live "
+            "JOIN files f ON f.id = e.file WHERE m.kind = 'micrograph' AND m.state = 'ready' LIMIT ?",
+            (limit,),
+        )
+        return [_file(row) for row in rows]
+
+    def table_gone(self, file: int) -> None:
+        """Record that a table was removed: what it said no longer counts; it is new when it comes back."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE files SET state = 'superseded', gone = 1, reason = 'the file was removed' WHERE id = ?", (file,)
+            )
+            self._withdraw(file)
+
     def _withdraw(self, file: int) -> None:
         said = self._db.execute(
             "SELECT e.id, e.key FROM files n JOIN files f ON f.source = n.source AND f.path = n.path "
-            "JOIN entries e ON e.file = f.id WHERE n.id = ? AND n.state IN ('failed', 'rejected') AND e.live",
+            "JOIN entries e ON e.file = f.id WHERE n.id = ? AND e.live "
+            "AND (n.gone OR n.state IN ('failed', 'rejected'))",
             (file,),
         ).fetchall()
         self._db.executemany("UPDATE entries SET live = 0 WHERE id = ?", [(entry,) for entry, _ in said])
@@ -559,17 +578,31 @@ class Ledger:
         """Record a failed attempt: the job becomes ready again, or, when ``final``, failed (or rejected)."""
         ended = state if final else "ready"
         with self.transaction():
-            self._db.execute(
+            changed = self._db.execute(
                 "UPDATE jobs SET state = ?, attempts = attempts + 1, reason = ?, operation = ?, trace = ?, "
                 "finished = ? WHERE id = ? AND state = 'claimed'",
                 (ended, _text(reason), operation, _text(trace) if trace else None, now, job),
-            )
-            if final:
+            ).rowcount
+            if changed and final:
                 self._db.execute(
                     "UPDATE files SET state = ?, reason = ?, gone = ?, attempts = attempts + 1 "
                     "WHERE id = (SELECT file FROM jobs WHERE id = ? AND state = ?) AND state = 'queued'",
                     (ended, _text(reason), gone, job, ended),
                 )
+            if changed and ended == "rejected":  # a result: the item has no rows now, nor those of an older generation
+                (item,) = self._db.execute("SELECT item FROM jobs WHERE id = ?", (job,)).fetchone()
+                self._retire(item, job)
+
+    def _retire(self, item: str, job: int) -> None:
+        """End what other generations of an item than this job have in the sets."""
+        for output in ("shards", "blocks"):
+            self._db.execute(
+                f"UPDATE {output} SET live = 0 WHERE job IN (SELECT id FROM jobs WHERE item = ? AND id != ?)",
+                (item, job),
+            )
+        self._db.execute(
+            "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'", (item, job)
+        )
 
     def commit(
         self,
@@ -591,15 +624,7 @@ class Ledger:
         with self.transaction():
             if not self.is_claimed(job.id):
                 raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
-            for output in ("shards", "blocks"):
-                self._db.execute(
-                    f"UPDATE {output} SET live = 0 WHERE job IN (SELECT id FROM jobs WHERE item = ? AND id != ?)",
-                    (job.item, job.id),
-                )
-            self._db.execute(
-                "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'",
-                (job.item, job.id),
-            )
+            self._retire(job.item, job.id)
             self._db.executemany(
                 "INSERT INTO shards (job, path, size, crc32) VALUES (?, ?, ?, ?)",
                 [(job.id, shard.path, shard.size, shard.crc32) for shard in shards],
@@ -675,6 +700,15 @@ class Ledger:
         rows = self._db.execute("SELECT DISTINCT columns FROM blocks WHERE tbl = ?", (table,))
         return {column for row in rows for column in json.loads(row[0])}
 
+    def item_rows(self, item: str) -> dict[str, int]:
+        """Rows that an item has in each table now."""
+        rows = self._db.execute(
+            "SELECT b.tbl, sum(b.count) FROM jobs j JOIN blocks b ON b.job = j.id "
+            "WHERE j.item = ? AND b.live GROUP BY 1",
+            (item,),
+        )
+        return dict(rows)
+
     def row_count(self, table: str) -> int:
         """Rows that belong to a table now."""
         row = self._db.execute("SELECT coalesce(sum(count), 0) FROM blocks WHERE tbl = ? AND live", (table,)).fetchone()
@@ -695,6 +729,10 @@ class Ledger:
             yield Shard(*row)
 
     # --- views ---
+
+    def has_ready_jobs(self) -> bool:
+        """Whether anything is to be made."""
+        return self._db.execute("SELECT 1 FROM jobs WHERE state = 'ready' LIMIT 1").fetchone() is not None
 
     def job_counts(self) -> dict[str, int]:
         """Jobs in each state."""

@@ -33,6 +33,10 @@ class ConfigError(StreamprepError):
     """The configuration, or a parameter in it, is not valid. Found before any data is touched."""
 
 
+class OutputError(StreamprepError):
+    """The output folder is not as it was left: committed bytes are missing. The session ends and says so."""
+
+
 class InputError(StreamprepError):
     """An input file cannot be used. Names the file, what is wrong and what would be right; never retried as it is."""
 

@@ -75,7 +75,7 @@ def check_invariants(output: Path) -> None:
             for name, micrograph in zip(rows["rlnImageName"], rows["rlnMicrographName"], strict=True):
                 number, _, stack = name.partition("@")
                 assert stack in shards, f"I4 {name} is not a committed stack"
-                stem = Path(stack).stem.split("_g")[0]
+                stem = Path(stack).stem.split("~")[0]
                 assert stem == Path(micrograph).stem, f"I4 {name} is said to be of {micrograph}"
                 assert int(number) >= 1
             assert optics is not None

@@ -13,7 +13,7 @@ import pytest
 from streamprep import hookimpl
 from streamprep.config import load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine, find_output, make_sources
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, OutputError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.sinks import _files
@@ -31,6 +31,16 @@ class Clock:
     def __call__(self) -> float:
         self.time += self.step
         return self.time
+
+
+class Instant:
+    """An event that nobody waits for."""
+
+    def wait(self, seconds: float) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def set(self) -> None: ...
 
 
 class Spy:
@@ -78,9 +88,7 @@ def test_a_full_disk_pauses_and_goes_on_by_itself(
         append(path, at, data)
 
     monkeypatch.setattr(_files, "append", full)
-    monkeypatch.setattr(
-        engine, "_wake", type("Wake", (), {"wait": lambda *_: None, "clear": lambda *_: None, "set": lambda *_: None})()
-    )
+    monkeypatch.setattr(engine, "_wake", Instant())
     last = engine.run()
     assert last.jobs == {"done": 3}
     assert len(tries) == 3
@@ -96,9 +104,7 @@ def test_intake_pauses_below_the_reserve(
     session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, spy = make("session.reserve_mib=100", clock=Clock(0.2))
-    monkeypatch.setattr(
-        engine, "_wake", type("Wake", (), {"wait": lambda *_: None, "clear": lambda *_: None, "set": lambda *_: None})()
-    )
+    monkeypatch.setattr(engine, "_wake", Instant())
     looks = iter([50 << 20] * 3)
     monkeypatch.setattr(engine, "_disk_free", lambda: next(looks, 1 << 30))
     last = engine.run()
@@ -155,3 +161,66 @@ def test_each_plan_finds_its_own_output(session: Session) -> None:
     assert find_output(config, plan) == (session.output, True)
     other = load(session.config, ["particles.normalize.method=old"])
     assert find_output(other, resolve(other, plugins)) == (session.folder / "streamprep_out_2", False)
+
+
+def test_a_removed_table_no_longer_counts(session: Session) -> None:
+    """Two tables for one micrograph; the user removes one, as the message asks."""
+    picks = session.folder / "Coordinates"
+    (picks / "mic_0001_manualpick.star").write_bytes((picks / "mic_0001_autopick.star").read_bytes())
+    done = session.once()
+    assert done.returncode == 0
+    assert "waiting: Micrographs/mic_0001: has several coordinates files" in done.stdout
+    assert "mic_0001_manualpick.star" in done.stdout
+    (picks / "mic_0001_autopick.star").unlink()
+    done = session.once()
+    assert "done     Micrographs/mic_0001" in done.stdout
+    assert "0 waiting" in done.stdout
+    check_invariants(session.output)
+
+
+def test_marks_of_patterns_in_the_sessions_own_path(session: Session) -> None:
+    folder = session.folder.with_name("a[1]*")
+    session.folder.rename(folder)
+    moved = Session(folder)
+    done = moved.once()
+    assert done.returncode == 0
+    assert "3 micrographs done, 0 waiting" in done.stdout
+
+
+def test_a_full_disk_under_the_ledger_loses_nothing(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, spy = make(clock=Clock(0.3))
+    monkeypatch.setattr(engine, "_wake", Instant())
+    tries = {name: iter([True]) for name in ("notice", "claim", "table_read", "commit")}
+    for name, once_ in tries.items():
+        method = getattr(engine.ledger, name)
+
+        def full(*args: Any, method: Any = method, once_: Any = once_, **options: Any) -> Any:
+            if next(once_, False):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return method(*args, **options)
+
+        monkeypatch.setattr(engine.ledger, name, full)
+    last = engine.run()
+    assert last.jobs == {"done": 3}
+    assert sum("the disk is full" in message for message in spy.messages) == 4
+    check_invariants(session.output)
+
+
+def test_rows_lost_behind_our_back_end_the_session(session: Session, make: Callable[..., tuple[Engine, Spy]]) -> None:
+    assert session.once().returncode == 0
+    (session.folder / "Coordinates" / "mic_0001_autopick.star").write_text(
+        "data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n100 100\n"
+    )
+    engine, _ = make()
+
+    class Vandal:
+        @hookimpl
+        def item_started(self) -> None:
+            log = session.output / ".streamprep" / "rows" / "particles.star.rows"
+            log.write_bytes(b"")
+
+    engine.plugins.manager.register(Vandal())
+    with pytest.raises(OutputError, match="committed bytes"):
+        engine.run()

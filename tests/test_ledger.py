@@ -612,7 +612,6 @@ def test_older_rows_stay_until_the_newer_replace_them_never_both_never_neither(r
     assert len(list(rig.ledger.shards())) == 3, "files of older generations stay known"
 
 
-@pytest.mark.xfail(strict=True, reason="undecided: the rows of a rejected item's older generation stay in the sets")
 def test_an_item_whose_newest_generation_is_rejected_has_no_rows(rig: Rig) -> None:
     ready(rig, 1)
     rig.commit(rig.claim()[0])

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from streamprep.model import OutputError
+
 _COPY_BYTES = 1 << 20
 
 
@@ -86,12 +88,13 @@ def append(path: Path, at: int, data: bytes) -> None:
     Raises
     ------
     OSError
-        The disk is full or failed. The tail is cut off again as far as that is possible. Or committed bytes are gone:
-        the log is shorter than the committed length, and is left as it is.
+        The disk is full or failed. The tail is cut off again as far as that is possible.
+    OutputError
+        Committed bytes are gone: the log is shorter than the committed length. It is left as it is.
     """
     size = path.stat().st_size if path.exists() else 0
     if size < at:
-        raise OSError(f"{path}: shorter than the ledger says; it holds {size} of {at} committed bytes")
+        raise OutputError(f"{path}: shorter than the ledger says; it holds {size} of {at} committed bytes")
     if not at:
         make_folder(path.parent)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -167,7 +170,7 @@ def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes
             while length > 0:
                 chunk = file.read(min(_COPY_BYTES, length))
                 if not chunk:
-                    raise OSError(f"{path}: shorter than the ledger says")
+                    raise OutputError(f"{path}: shorter than the ledger says")
                 length -= len(chunk)
                 yield chunk
 

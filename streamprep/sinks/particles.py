@@ -40,7 +40,7 @@ class ParticleSink(Sink):
         for label, particles in result.particles.items():
             if not len(particles):
                 continue
-            version = "" if result.generation == 1 else f"_g{result.generation}"
+            version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
             final = f"{FOLDERS[label]}/{result.item.name}{version}.mrcs"
             staged = f"{FOLDERS[label]}.mrcs"
             self._write(folder / staged, particles)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamprep.model import OutputError
 from streamprep.sinks import _files
 
 
@@ -68,7 +69,7 @@ def test_committed_bytes_that_are_gone_are_not_made_up(tmp_path: Path, there: by
     path = tmp_path / "log"
     if there is not None:
         path.write_bytes(there)
-    with pytest.raises(OSError, match=rf"log: shorter than the ledger says; it holds {len(there or b'')} of 4"):
+    with pytest.raises(OutputError, match=rf"log: shorter than the ledger says; it holds {len(there or b'')} of 4"):
         _files.append(path, 4, b"two\n")
     assert (path.read_bytes() if path.exists() else None) == there
 
@@ -307,7 +308,7 @@ def test_ranges_are_read_in_their_order(content: bytes, ranges: list[tuple[int, 
             assert all(0 < len(part) <= piece for part in pieces)
             too_far = [(start, length) for start, length in ranges if length and start + length > len(content)]
             for one in too_far:
-                with pytest.raises(OSError, match="shorter than the ledger says"):
+                with pytest.raises(OutputError, match="shorter than the ledger says"):
                     list(_files.read_ranges(path, [*fits, one]))
         finally:
             os.close(int(path.name))

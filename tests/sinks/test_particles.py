@@ -209,7 +209,7 @@ def test_each_generation_has_a_file_of_its_own(tmp_path: Path) -> None:
         staged = stage(folder, make_particles(1), generation=generation)
         finals.append(staged.files[0].final)
         assert staged.rows[0].columns["rlnImageName"] == [f"000001@{finals[-1]}"]
-    assert finals == [f"particles/{NAME}{version}.mrcs" for version in ("", "_g2", "_g3")]
+    assert finals == [f"particles/{NAME}{version}.mrcs" for version in ("", "~2", "~3")]
 
 
 @pytest.mark.parametrize(
