@@ -62,8 +62,9 @@ def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path:
         "data_micrographs\n\nloop_\n_rlnMicrographName\n_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n"
     )
     chance = random.Random(int(os.environ.get("STREAMPREP_CRASH_SEED", "11")))
+    staging = session.output / ".streamprep" / "staging"
     exposed = 0
-    working = 0
+    working = recovered = 0
     for kill in range(KILLS):
         process = subprocess.Popen(
             session.command("run", "--log-json"), cwd=session.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -72,16 +73,26 @@ def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path:
         if chance.random() < 0.15:
             time.sleep(chance.uniform(0.0, 1.0))  # anywhere in the start, recovery included
         else:
-            first = process.stdout.readline()  # it runs; now give it something to do, and strike
-            assert b'"run_started"' in first, first + process.stdout.read()
+            for line in process.stdout:  # what recovery says, then that it runs
+                recovered += b"recovery:" in line
+                if b'"run_started"' in line:
+                    break
+            assert process.poll() is None, "it ended by itself"
+            # now give it something to do, and strike
             while exposed < MICROGRAPHS * (kill + 1) // KILLS:
                 expose(reference.folder, session.folder, exposed, MICROGRAPHS)
                 exposed += 1
-            time.sleep(chance.uniform(0.0, 1.2))
+            until = time.monotonic() + chance.uniform(0.1, 1.2)
+            patient = chance.random() < 0.3
+            while time.monotonic() < until and (patient or not any(staging.glob("*/*"))):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.04))  # where something is staged, its commit is near
             working += 1
         process.kill()
         process.communicate()
     assert working > KILLS // 2
+    if KILLS >= 50:
+        assert recovered, "no kill struck in the middle of a commit: this proved little"
     while exposed < MICROGRAPHS:
         expose(reference.folder, session.folder, exposed, MICROGRAPHS)
         exposed += 1
