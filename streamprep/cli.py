@@ -189,7 +189,7 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
     """
     loaded, plugins, plan = _prepare(config, overrides)
     from streamprep.arrays import choose_backend
-    from streamprep.engine import make_sources
+    from streamprep.session import make_sources
     from streamprep.watcher import file_system_of, is_remote
 
     _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")

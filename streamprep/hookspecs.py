@@ -315,7 +315,7 @@ def warning_raised(message: str) -> None:
 def snapshot_taken(snapshot: Any) -> None:
     """Hand over the state of the session.
 
-    When: several times a second while running, and once at the end. Receives: a `streamprep.engine.Snapshot`.
+    When: several times a second while running, and once at the end. Receives: a `streamprep.snapshot.Snapshot`.
     Example: draw it.
     """
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from streamprep.committer import STATE_FOLDER
 from streamprep.config import Config
-from streamprep.engine import find_output, open_ledger, try_lock
 from streamprep.ledger import Ledger
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
+from streamprep.session import find_output, open_ledger, try_lock
 
 LISTED = 50
 

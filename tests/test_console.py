@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
 from streamprep.console import Console, clean, duration, summary, view
-from streamprep.engine import Snapshot
+from streamprep.snapshot import Snapshot
 
 SNAPSHOT = Snapshot(
     output="/data/session/streamprep_out",

@@ -12,10 +12,11 @@ import pytest
 
 from streamprep import hookimpl
 from streamprep.config import load
-from streamprep.engine import DISK_RETRY_SECONDS, Engine, find_output, make_sources
+from streamprep.engine import DISK_RETRY_SECONDS, Engine
 from streamprep.model import ConfigError, OutputError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
+from streamprep.session import find_output, make_sources
 from streamprep.sinks import _files
 from streamprep.workers import InlineExecutor
 from tests.conftest import Session

@@ -1,0 +1,64 @@
+"""The state of a session at one moment: what the engine hands to consoles, and `streamprep status` prints."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RATE_WINDOW_SECONDS = 300.0
+
+Mode = Literal["starting", "running", "waiting", "paused", "stopped", "draining", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a session at one moment: what consoles draw and `streamprep status` prints."""
+
+    output: str
+    mode: Mode
+    message: str
+    """Why it is paused or stopped; empty otherwise."""
+    plan: tuple[str, ...]
+    device: str
+    workers: int
+    elapsed_seconds: float
+    jobs: dict[str, int]
+    """Jobs in each state."""
+    waiting: tuple[tuple[str, str, float], ...]
+    """The first micrographs that wait: item, what for, for how many seconds."""
+    waiting_count: int
+    settling: int
+    running: tuple[tuple[str, float], ...]
+    """Items in the workers, and for how long [s]."""
+    rows: dict[str, int]
+    """Committed rows of each table."""
+    micrographs_per_hour: float
+    particles_per_second: float
+    oldest_seconds: float
+    """Age of the oldest micrograph that is not done."""
+    operation_seconds: dict[str, float]
+    """Mean time of each operation on one micrograph."""
+    failures: tuple[dict[str, Any], ...]
+    warnings: int
+    unknown_files: int
+    degraded: tuple[str, ...]
+    disk_free_bytes: int
+
+
+@dataclass(slots=True)
+class Rates:
+    """What was finished in the last minutes."""
+
+    done: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, now: float, particles: int) -> None:
+        """Count one micrograph, with its particles."""
+        self.done.append((now, particles))
+
+    def measure(self, now: float, since: float) -> tuple[float, float]:
+        """Micrographs per hour and particles per second, over the last minutes or since the start."""
+        while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
+            self.done.popleft()
+        span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
+        return 3600 * len(self.done) / span, sum(count for _, count in self.done) / span
