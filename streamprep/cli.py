@@ -136,8 +136,7 @@ def _session(path: Path, overrides: list[str] | None, *, once: bool, new_set: bo
     plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
     engine.handle_signals()
     last = engine.run()
-    failed = last.mode == "stopped" or any(row["state"] == "failed" for row in last.failures)
-    return 1 if failed and (once or last.mode == "stopped") else 0
+    return 1 if last.mode == "stopped" or (once and last.failed) else 0
 
 
 def _log_to(folder: Path) -> None:

@@ -102,7 +102,7 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
         _number("queued", jobs.get("ready", 0), "cyan"),
         _number("waiting", snapshot.waiting_count, "yellow"),
         _number("settling", snapshot.settling, "white"),
-        _number("failed", len([row for row in snapshot.failures if row["state"] == "failed"]), "red"),
+        _number("failed", snapshot.failed, "red"),
         _number("rejected", jobs.get("rejected", 0), "magenta"),
         _number("warnings", snapshot.warnings, "yellow"),
     )
@@ -147,9 +147,8 @@ def _list(
 def summary(snapshot: Any) -> list[str]:
     """The end of a session in plain lines: what was made, what waits and for what, what failed and why."""
     jobs = snapshot.jobs
-    failed = len([row for row in snapshot.failures if row["state"] == "failed"])
     head = (
-        f"{jobs.get('done', 0)} micrographs done, {snapshot.waiting_count} waiting, {failed} failed, "
+        f"{jobs.get('done', 0)} micrographs done, {snapshot.waiting_count} waiting, {snapshot.failed} failed, "
         f"{jobs.get('rejected', 0)} rejected, {snapshot.warnings} with warnings, "
         f"in {duration(snapshot.elapsed_seconds)}"
     )

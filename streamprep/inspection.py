@@ -58,6 +58,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "waiting_count": files.get(("micrograph", "ready"), 0),
         "unmatched": ledger.unmatched(LISTED),
         "rows": {name: ledger.row_count(name) for name in ledger.lengths() if "{item}" not in name},
+        "failed": ledger.failed_count(),
         "failures": ledger.failures(LISTED),
         "warnings": ledger.warnings(LISTED),
     }
@@ -75,7 +76,16 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
         f"{jobs.get(state, 0)} {name}"
         for state, name in (("done", "done"), ("claimed", "in work"), ("ready", "queued"))
     ]
-    lines.append(", ".join([*counts, f"{report['waiting_count']} waiting", f"{jobs.get('rejected', 0)} rejected"]))
+    lines.append(
+        ", ".join(
+            [
+                *counts,
+                f"{report['waiting_count']} waiting",
+                f"{report['failed']} failed",
+                f"{jobs.get('rejected', 0)} rejected",
+            ]
+        )
+    )
     lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
     lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
     lines += [f"without a micrograph: {kind} for {name}" for kind, name in report.get("unmatched", ())]

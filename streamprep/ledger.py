@@ -57,6 +57,7 @@ CREATE TABLE jobs (
   finished REAL, seconds REAL, UNIQUE (item, generation)) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state);
 CREATE INDEX jobs_by_file ON jobs (file);
+CREATE INDEX jobs_with_warnings ON jobs (state) WHERE warnings IS NOT NULL;
 CREATE TABLE shards (
   id INTEGER PRIMARY KEY, job INTEGER NOT NULL REFERENCES jobs, path TEXT NOT NULL UNIQUE, size INTEGER NOT NULL,
   crc32 INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
@@ -760,8 +761,16 @@ class Ledger:
         )
         return [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
 
+    def failed_count(self) -> int:
+        """Items that failed: jobs, and files that never became one."""
+        row = self._db.execute(
+            "SELECT (SELECT count(*) FROM jobs WHERE state = 'failed') + "
+            f"(SELECT count(*) FROM files f WHERE {_NO_JOB} AND state = 'failed')"
+        ).fetchone()
+        return int(row[0])
+
     def failures(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Jobs and files that failed or were rejected, the newest first."""
+        """Jobs and files that failed or were rejected, the newest first; files that nobody knows are left out."""
         jobs = self._db.execute(
             "SELECT j.item, j.state, j.reason, j.operation, j.trace, j.attempts, j.finished, f.source, f.path "
             "FROM jobs j JOIN files f ON f.id = j.file WHERE j.state IN ('failed', 'rejected') "
@@ -770,8 +779,7 @@ class Ledger:
         ).fetchall()
         files = self._db.execute(
             "SELECT item, state, reason, NULL, NULL, attempts, noticed, source, path FROM files f "
-            "WHERE state IN ('failed', 'rejected') AND NOT EXISTS "
-            "(SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state) ORDER BY noticed DESC LIMIT ?",
+            f"WHERE {_NO_JOB} AND state IN ('failed', 'rejected') ORDER BY noticed DESC LIMIT ?",
             (limit,),
         ).fetchall()
         names = ("item", "state", "reason", "operation", "traceback", "attempts", "when")
@@ -801,6 +809,10 @@ class Ledger:
         return None if row is None or row[0] is None else float(row[0])
 
 
+_NO_JOB = (
+    "f.kind IN ('micrograph', 'coordinates', 'ctf', 'mask', 'particles', 'map') "
+    "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
+)
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"
 
 

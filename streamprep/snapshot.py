@@ -40,6 +40,8 @@ class Snapshot:
     operation_seconds: dict[str, float]
     """Mean time of each operation on one micrograph."""
     failures: tuple[dict[str, Any], ...]
+    """The newest failures and rejections."""
+    failed: int
     warnings: int
     unknown_files: int
     degraded: tuple[str, ...]

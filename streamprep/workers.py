@@ -113,6 +113,7 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
     if die_with_parent:
         for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the daemon handles them
             signal.signal(number, signal.SIG_IGN)
+        os.dup2(2, 1)  # what operations print must not get between the lines of --log-json
         parent = multiprocessing.parent_process()
         if parent is not None:
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

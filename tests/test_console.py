@@ -37,6 +37,7 @@ SNAPSHOT = Snapshot(
         {"item": "Micrographs/mic_9", "state": "failed", "reason": "truncated", "file": "Micrographs/mic_9.mrc",
          "operation": None, "traceback": None, "attempts": 1, "when": 0.0},
     ),
+    failed=1,
     warnings=1,
     unknown_files=0,
     degraded=("/data is on nfs4, which gives no events: scanning it instead",),
