@@ -23,7 +23,7 @@ from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer
 from streamprep.config import Config
 from streamprep.ledger import FileRow, JobRow, LedgerError
-from streamprep.model import ConfigError, InputError, Item, Kind, StreamprepError
+from streamprep.model import ConfigError, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
 from streamprep.session import make_sources, open_ledger, open_output
@@ -499,10 +499,13 @@ class Engine:
     # --- control and view ---
 
     def _control(self) -> None:
-        """Requests of `streamprep retry`, left as files for the running daemon."""
+        """Once a second: is the output still ours; and requests of `streamprep retry`, left as files."""
         if self._clock() < self._next_control:
             return
         self._next_control = self._clock() + 1.0
+        lock = self.output / STATE_FOLDER / "lock"
+        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(self._lock_file.fileno())):
+            raise OutputError(f"{self.output}: was removed or replaced while the session ran; nothing more is written")
         for path in sorted((self.output / STATE_FOLDER).glob("request-*.json")):
             try:
                 request = json.loads(path.read_text())

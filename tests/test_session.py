@@ -486,3 +486,18 @@ def test_files_that_come_during_the_run(
     assert [event["state"] for event in extra_jobs if event["event"] == "item_finished"] == ["done"]
     assert (session.output / "particles" / "Micrographs" / "GridSquare_1" / "extra.mrcs").exists()
     check_invariants(session.output)
+
+
+def test_a_removed_output_folder_ends_the_session(
+    session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
+) -> None:
+    process = session.start()
+    stopped.append(process)
+    table = session.output / "particles.star"
+    eventually(lambda: table.exists() and len(set(read_table(table)[1]["rlnMicrographName"])) == 3)
+    session.output.rename(session.folder / "elsewhere")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "was removed or replaced while the session ran" in said
+    assert not (session.output / "particles").exists()
+    check_invariants(session.folder / "elsewhere")
