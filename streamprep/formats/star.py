@@ -80,9 +80,9 @@ def read_loops(path: Path) -> list[Loop]:
     if size > MAX_BYTES:
         raise InputError(path, f"the table has {size} bytes; the most that is read is {MAX_BYTES}")
     try:
-        document = gemmi.cif.read_file(str(path))
+        document = gemmi.cif.read_string(path.read_bytes())  # not by name: a name need not be UTF-8
     except (ValueError, RuntimeError, UnicodeError) as error:
-        said = str(error).replace(str(path), "").strip(": ") or type(error).__name__
+        said = re.sub(r"^(?:data|string):(\d+)[^ ]*: *", r"line \1: ", str(error)) or type(error).__name__
         raise InputError(path, f"not a readable STAR file: {said}") from error
     loops = []
     try:

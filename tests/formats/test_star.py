@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -552,3 +553,17 @@ def test_what_a_table_cannot_hold_is_changed_and_the_table_stays_whole(given_tex
 def test_columns_of_unequal_length_are_not_written() -> None:
     with pytest.raises(ValueError, match="shorter"):
         star.rows_text([[1, 2], [1]])
+
+
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.star")
+    path.write_text("data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 2\n")
+    (entry,) = star.read_entries(path)
+    assert len(entry.data) == 1  # type: ignore[arg-type]
+
+
+def test_a_torn_table_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "torn.star"
+    path.write_text("data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 2\n3\n")
+    with pytest.raises(InputError, match=r"not a readable STAR file: line \d+: "):
+        star.read_entries(path)
