@@ -96,6 +96,10 @@ class Engine:
         self._labels = {source.label: source for source in self.sources}
         self._backend = choose_backend(config.session.device)
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
+        chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
+        config = self.config = config.model_copy(
+            update={"session": config.session.model_copy(update={"output": chosen})}
+        )
         try:
             self.ledger = open_ledger(self.output, config, plan)
         except BaseException:

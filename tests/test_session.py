@@ -501,3 +501,12 @@ def test_a_removed_output_folder_ends_the_session(
     assert "was removed or replaced while the session ran" in said
     assert not (session.output / "particles").exists()
     check_invariants(session.folder / "elsewhere")
+
+
+def test_a_new_set_names_its_own_stacks(session: Session) -> None:
+    session.edit("[session]\n", '[session]\nimage_paths = "session"\n')
+    assert session.once().returncode == 0
+    assert session.once("--new-set", "--set", "particles.normalize.method=new").returncode == 0
+    for name in ("streamprep_out", "streamprep_out_2"):
+        _, rows = read_table(session.folder / name / "particles.star")
+        assert set(rows["rlnImageName"].str.partition("@")[2].str.partition("/")[0]) == {name}
