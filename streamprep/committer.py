@@ -13,6 +13,7 @@ A crash between any two leaves either an unknown file (moved to ``orphans/``) or
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -39,10 +40,11 @@ COST_SHARE = 0.05
 
 @dataclass(slots=True)
 class _Published:
+    version: int = -1
+    """Of the table in the ledger, when it was published; -1 when that is not known."""
     rows: int = 0
     at: float = float("-inf")
     cost: float = 0.0
-    dirty: bool = False
 
 
 class Committer:
@@ -76,7 +78,6 @@ class Committer:
         self._published = {name: _Published() for name in self._growing}
         self._unwritten: dict[Path, Block] = {}
         """Files of single items that are committed and still to be written."""
-        self._rows: dict[str, int] = {}
 
     @property
     def _growing(self) -> list[str]:
@@ -98,7 +99,8 @@ class Committer:
 
     def row_counts(self) -> dict[str, int]:
         """Committed rows of each growing table."""
-        return dict(self._rows)
+        versions = self._ledger.versions()
+        return {name: versions.get(name, (0, 0))[1] for name in self._growing}
 
     # --- recovery ---
 
@@ -122,7 +124,7 @@ class Committer:
             if size < length:
                 raise LedgerError(
                     f"{path}: holds {size} of {length} committed bytes; rows of {table} are lost. Restore the output "
-                    "folder from a copy, or begin again with --new-set"
+                    "folder from a copy; or move it away, and everything is processed again at the next start"
                 )
             if size > length:
                 _files.truncate(path, length)
@@ -136,16 +138,15 @@ class Committer:
         if lost:
             raise LedgerError(
                 f"{self.output}: {len(lost)} committed stacks are missing or have another size, the first is {lost[0]}."
-                " Restore them from a copy, or begin again with --new-set"
+                " Restore them from a copy; or move the output folder away, and everything is processed again at the "
+                "next start"
             )
         for path in self._owned_files():
             if path.relative_to(self.output).as_posix() not in known:
                 moved = _files.move_aside(path, self.orphans)
                 done.append(f"moved {path.relative_to(self.output)}, which no commit knows, to {moved.name} in orphans")
         _files.clear_folder(self.staging)
-        for table in self._growing:
-            self._rows[table] = self._ledger.row_count(table)
-            self._published[table].dirty = True  # what is there may be older than the last commit
+        self._published = {name: _Published() for name in self._growing}  # what is there may be older than the ledger
         for table in self._tables:
             if table not in self._published:
                 self._unwritten.update(self._outdated_item_files(table))
@@ -205,26 +206,14 @@ class Committer:
         blocks: list[Block] = []
         for rows, columns, data in rendered:
             blocks.append(self._append(rows, columns, data, blocks))
-        older = self._ledger.item_rows(job.item)
         self._ledger.commit(
             job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
         )
         for block in blocks:
-            if block.table in self._published:
-                self._rows[block.table] = self._rows.get(block.table, 0) + block.count
-                self._published[block.table].dirty = True
-            else:
+            if block.table not in self._published:
                 self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
-        self.retired(older)
         with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
             self._write_item_files()
-
-    def retired(self, rows: Mapping[str, int]) -> None:
-        """Note that rows of an older generation, counted per table, have left the sets."""
-        for table, count in rows.items():
-            if table in self._published:
-                self._rows[table] = self._rows.get(table, 0) - count
-                self._published[table].dirty = True
 
     def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
         if final.exists():
@@ -275,10 +264,12 @@ class Committer:
         """
         self._write_item_files()
         renewed = []
+        versions = self._ledger.versions()
         for name, state in self._published.items():
-            rows, now = self._rows.get(name, 0), self._clock()
-            stale = state.dirty or not (self.output / name).exists()
-            if not stale or not self._ledger.length(name):
+            if name not in versions:
+                continue
+            (version, rows), now = versions[name], self._clock()
+            if version == state.version and (self.output / name).exists():
                 continue
             grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
             due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
@@ -286,31 +277,24 @@ class Committer:
                 continue
             self._publish(name)
             ended = self._clock()
-            self._published[name] = _Published(rows, ended, ended - now)
+            self._published[name] = _Published(version, rows, ended, ended - now)
             renewed.append(name)
         return renewed
 
     def _publish(self, name: str) -> None:
         table = self._tables[name]
-        blocks = list(self._ledger.live_blocks(name))
-        names = {column for block in blocks for column in block.columns} or self._ledger.columns_ever(name)
-        wanted = table.columns(sorted(names))
+        wanted = table.columns(sorted(self._ledger.columns(name)))
         head = table.head(wanted, self._ledger.optics(name))
-        _files.replace_whole(self.output / name, self._chunks(name, table, blocks, wanted, head))
+        _files.replace_whole(self.output / name, self._chunks(name, table, wanted, head))
 
-    def _chunks(
-        self, name: str, table: Table, blocks: Sequence[Block], wanted: Sequence[str], head: bytes
-    ) -> Iterator[bytes]:
+    def _chunks(self, name: str, table: Table, wanted: Sequence[str], head: bytes) -> Iterator[bytes]:
         yield head
         path = self.rows_path(name)
-        plain: list[tuple[int, int]] = []
-        for block in blocks:
-            here = (block.start, block.length)
-            if list(block.columns) == list(wanted):
-                plain.append(here)
-                continue
-            yield from _files.read_ranges(path, plain)
-            plain = []
-            yield table.adapt(b"".join(_files.read_ranges(path, [here])), block.columns, wanted)
-        yield from _files.read_ranges(path, plain)
+        for columns, blocks in itertools.groupby(self._ledger.live_blocks(name), key=lambda block: block.columns):
+            ranges = ((block.start, block.length) for block in blocks)
+            if list(columns) == list(wanted):
+                yield from _files.read_ranges(path, ranges)
+            else:
+                for here in ranges:
+                    yield table.adapt(b"".join(_files.read_ranges(path, [here])), columns, wanted)
         yield b"\n"

@@ -11,9 +11,10 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -26,10 +27,10 @@ from streamprep.ledger import FileRow, JobRow, LedgerError
 from streamprep.model import ConfigError, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
-from streamprep.session import make_sources, open_ledger, open_output
+from streamprep.session import keep_labels, make_sources, open_ledger, open_output
 from streamprep.snapshot import Mode, Rates, Snapshot
 from streamprep.watcher import Arrival, Watcher
-from streamprep.workers import Executor, LocalExecutor, MicrographJob, Outcome, TableJob
+from streamprep.workers import WORKER, Executor, LocalExecutor, MicrographJob, Outcome, TableJob
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 KEPT_FAILURES = 20
+MOST_DOUBTS = 10
 REMOVED_CHECKED = 1000
 
 
@@ -92,19 +94,21 @@ class Engine:
         self.config, self.plugins, self.plan, self.once = config, plugins, plan, once
         self._clock, self._now = clock, now
         self._make_executor = executor
-        self.sources = make_sources(config, plan)
-        self._labels = {source.label: source for source in self.sources}
+        sources = make_sources(config, plan)
         self._backend = choose_backend(config.session.device)
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
         chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
         config = self.config = config.model_copy(
             update={"session": config.session.model_copy(update={"output": chosen})}
         )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock_file.close)
             self.ledger = open_ledger(self.output, config, plan)
-        except BaseException:
-            self._lock_file.close()
-            raise
+            undo.callback(self.ledger.close)
+            self.sources = keep_labels(config, sources, self.ledger, self.output)
+            undo.pop_all()
+        self._roots = {source.label: source.root for source in self.ledger.sources()}
+        self._roots.update((source.label, source.root) for source in self.sources)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         self.committer = Committer(
             self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
@@ -126,6 +130,7 @@ class Engine:
         self._uncommitted: list[tuple[_Running, Outcome]] = []
         self._not_before: dict[tuple[Literal["job", "table"], int], float] = {}
         self._failing: dict[str, set[str]] = {}
+        self._doubts: Counter[int] = Counter()
         self._mode: Mode = "starting"
         self._message = ""
         self._signals = 0
@@ -137,6 +142,7 @@ class Engine:
         self._unknown = 0
         self._serial = 0
         self._checked = 0
+        self._looked_for = 0
         self._told: set[str] = set()
         self._next_snapshot = 0.0
         self._next_control = 0.0
@@ -280,6 +286,8 @@ class Engine:
         if kind is None:
             ending = arrival.path.suffix.lower()
             kind = "coordinates" if ending in formats.TABLE_ENDINGS else "micrograph"
+        if problem is None and self._is_moved(arrival, kind):
+            return
         file = self.ledger.notice(arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem)
         if file is None:
             return
@@ -297,13 +305,26 @@ class Engine:
             self.ledger.file_failed(file.id, reason, final=True, state="rejected")
 
     def _look_for_removed(self) -> None:
-        """After each full scan: do the tables still exist that waiting micrographs are matched with?"""
+        """After each full scan: do the micrographs that wait, and the tables that speak of them, still exist?"""
         if self.watcher.scans_completed == self._checked:
             return
         self._checked = self.watcher.scans_completed
-        for table in self.ledger.tables_of_waiting(REMOVED_CHECKED):
-            if not (self._labels[table.source].root / table.path).exists():
-                self.ledger.table_gone(table.id)
+        files = self.ledger.looked_for(self._looked_for, REMOVED_CHECKED)
+        self._looked_for = max((file.id for file in files if file.kind == "micrograph"), default=0)
+        for file in files:
+            if not self._path_of(file).exists():
+                self.ledger.file_gone(file.id)
+
+    def _path_of(self, file: FileRow) -> Path:
+        return self._roots[file.source] / file.path
+
+    def _is_moved(self, arrival: Arrival, kind: Kind) -> bool:
+        """Whether it is a known file at another place; then it keeps its name and its results."""
+        for twin in self.ledger.twins(arrival.relative, arrival.identity, kind):
+            if not self._path_of(twin).exists() and self.ledger.moved(twin, arrival.source.label, arrival.relative):
+                log.info("%s was moved to %s", self._path_of(twin), arrival.path)
+                return True
+        return False
 
     # --- work ---
 
@@ -319,7 +340,7 @@ class Engine:
         held = [running.table.id for running in self._held() if running.table is not None]
         held += [number for kind, number in self._not_before if kind == "table"]
         for table in self.ledger.waiting_tables(room, excluded=held):
-            job = TableJob(table.id, self._labels[table.source].root / table.path, table.kind)
+            job = TableJob(table.id, self._path_of(table), table.kind, table.identity)
             self._start(_Running(self._executor.submit(job), now, table=table))
             room -= 1
         for row in self.ledger.claim(room, excluded=[number for kind, number in self._not_before if kind == "job"]):
@@ -338,13 +359,13 @@ class Engine:
         running.future.add_done_callback(lambda _: self._wake.set())
 
     def _describe(self, row: JobRow, folder: Path) -> MicrographJob:
-        path = self._labels[row.file.source].root / row.file.path
+        path = self._path_of(row.file)
         try:
             name = path.relative_to(self.config.folder).as_posix()
         except ValueError:
             name = path.as_posix()
         name = name.encode("utf-8", "backslashreplace").decode()  # tables are UTF-8, file names need not be
-        inputs = tuple((made, self._labels[made.source].root / made.path) for made in row.inputs)
+        inputs = tuple((made, self._roots[made.source] / made.path) for made in row.inputs)
         item = Item("micrograph", row.item, path)
         return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder)
 
@@ -367,7 +388,7 @@ class Engine:
         path = f"{table.source}/{table.path}"
         if outcome.verdict == "done":
             self.ledger.table_read(table.id, outcome.entries)
-        elif outcome.verdict == "changed":
+        elif outcome.verdict in ("changed", "unstarted"):
             self.watcher.rescan()
             self._not_before["table", table.id] = self._clock() + 1.0
         else:
@@ -377,6 +398,7 @@ class Engine:
             self._not_before["table", table.id] = self._clock() + 2.0**table.attempts
             if final:
                 self._item_finished(path, "failed", reason)
+        self._note_systematic(path, outcome)
 
     @property
     def _max_attempts(self) -> int:
@@ -400,17 +422,18 @@ class Engine:
                     now=now,
                 )
             except LedgerError as error:
-                self._job_failed(job, Outcome("failed", str(error)), now)
+                outcome = Outcome("failed", str(error), "a sink")
+                self._job_failed(job, outcome, now)
             else:
                 self._job_done(job, outcome)
         elif outcome.verdict == "lost" and self._signals:
             self.ledger.release(job.id)  # the signal that ends the daemon ended its worker too: no fault of the job
         elif outcome.verdict == "changed":
+            self._job_changed(job, outcome, now)
+        elif outcome.verdict == "unstarted":
             self.ledger.release(job.id)
-            self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
-            self.watcher.rescan()
+            self._not_before["job", job.id] = self._clock() + 1.0
         elif outcome.verdict == "rejected":
-            older = self.ledger.item_rows(job.item)
             self.ledger.job_failed(
                 job.id,
                 outcome.reason or "",
@@ -419,11 +442,24 @@ class Engine:
                 state="rejected",
                 operation=outcome.operation,
             )
-            self.committer.retired(older)
             self._item_finished(job.item, "rejected", outcome.reason)
         else:
             self._job_failed(job, outcome, now)
+        self._note_systematic(job.item, outcome)
         shutil.rmtree(running.folder, ignore_errors=True)
+
+    def _job_changed(self, job: JobRow, outcome: Outcome, now: float) -> None:
+        """Its micrograph is being written, which the watcher will tell; or an input is not what it was."""
+        doubted = outcome.doubted
+        if doubted is None:
+            self.ledger.release(job.id)
+        elif self._doubts[job.id] < MOST_DOUBTS:
+            self._doubts[job.id] += 1
+            self.ledger.doubt(job, doubted, exists=(self._roots[doubted.source] / doubted.path).exists())
+        else:
+            self._job_failed(job, replace(outcome, verdict="failed"), now)
+        self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
+        self.watcher.rescan()
 
     def _job_done(self, job: JobRow, outcome: Outcome) -> None:
         particles = sum(rows.count for part in outcome.staged for rows in part.rows if rows.table == "particles.star")
@@ -431,7 +467,6 @@ class Engine:
         for name, seconds in outcome.timings:
             count, total = self._operations.get(name, (0, 0.0))
             self._operations[name] = (count + 1, total + seconds)
-            self._failing.pop(name, None)
             self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
         for warning in outcome.warnings:
             log.warning("%s: %s", job.item, warning)
@@ -450,16 +485,24 @@ class Engine:
             self._item_finished(job.item, "failed", reason)
         else:
             log.warning("%s: %s; attempt %d of %d", job.item, reason, job.attempts + 1, self._max_attempts)
-        if outcome.operation is not None and not certain:
-            failing = self._failing.setdefault(outcome.operation, set())
-            failing.add(job.item)
-            if len(failing) >= self.config.session.stop_after_failures and self._mode != "stopped":
-                self._mode = "stopped"
-                self._message = (
-                    f"{outcome.operation} failed on {len(failing)} items in a row, the last with: {reason}. No new "
-                    "work is taken: correct the cause, then start again (failed items: streamprep retry)"
-                )
-                self._tell(self._message)
+
+    def _note_systematic(self, item: str, outcome: Outcome) -> None:
+        """Stop taking new work when one operation, or the workers themselves, fail on item after item."""
+        if outcome.verdict == "done":
+            for name in (WORKER, "reading", *(name for name, _ in outcome.timings)):
+                self._failing.pop(name, None)
+        if outcome.verdict not in ("failed", "lost", "unstarted") or self._signals:
+            return
+        name = outcome.operation or "reading"
+        failing = self._failing.setdefault(name, set())
+        failing.add(item)
+        if len(failing) >= self.config.session.stop_after_failures and self._mode != "stopped":
+            self._mode = "stopped"
+            self._message = (
+                f"{name} failed on {len(failing)} items in a row, the last with: {outcome.reason}. No new "
+                "work is taken: correct the cause, then start again (failed items: streamprep retry)"
+            )
+            self._tell(self._message)
 
     def _item_finished(self, item: str, state: str, reason: str | None) -> None:
         if state == "failed":

@@ -57,7 +57,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "waiting": [(item, reason, now - since) for item, reason, since in ledger.waiting(LISTED)],
         "waiting_count": files.get(("micrograph", "ready"), 0),
         "unmatched": ledger.unmatched(LISTED),
-        "rows": {name: ledger.row_count(name) for name in ledger.lengths() if "{item}" not in name},
+        "rows": {name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name},
         "failed": ledger.failed_count(),
         "failures": ledger.failures(LISTED),
         "warnings": ledger.warnings(LISTED),

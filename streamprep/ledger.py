@@ -6,12 +6,15 @@ through. Methods are called from the engine's thread alone.
 Tables
 ------
 files       one row per generation of each path: what arrived
-entries     what a table says about each micrograph, and masks: what a micrograph is joined with
+sources     the watched folders, by their labels
+entries     what a table says about each micrograph, and masks: what a micrograph is joined with; of the first
+            generation of the table, whichever said it last
 jobs        one row per generation of each item: what is to be made, and how it ended
 shards      immutable files of the output, each of one job
 blocks      where a job's rows lie in the row log of each table
-tables      committed length of each row log
+tables      committed length and rows of each row log; its version counts the changes
 optics      optics groups of each table
+counts      files and jobs in each state, kept by triggers, so that a view costs the same however long a session is
 meta, runs  plan, seed, schema; when the daemon ran
 """
 
@@ -22,19 +25,22 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from streamprep.joins import JobInput, Match, join, mask_digest
 from streamprep.model import Identity, Kind, StreamprepError
-from streamprep.naming import best_match, item_name, match_key
+from streamprep.naming import item_name, match_key
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, stopped REAL, pid INTEGER, version TEXT) STRICT;
+CREATE TABLE sources (
+  label TEXT PRIMARY KEY, kind TEXT NOT NULL, root BLOB NOT NULL, relative BLOB NOT NULL, place TEXT NOT NULL) STRICT;
 CREATE TABLE files (
   id INTEGER PRIMARY KEY, source TEXT NOT NULL, path BLOB NOT NULL, generation INTEGER NOT NULL, kind TEXT NOT NULL,
   item TEXT NOT NULL, key TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
@@ -48,7 +54,7 @@ CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX entries_by_key ON entries (key, kind) WHERE live;
-CREATE INDEX entries_by_file ON entries (file) WHERE live;
+CREATE INDEX entries_by_file ON entries (file, kind, name) WHERE live;
 CREATE TABLE jobs (
   id INTEGER PRIMARY KEY, item TEXT NOT NULL, file INTEGER NOT NULL REFERENCES files, generation INTEGER NOT NULL,
   inputs TEXT NOT NULL, signature TEXT NOT NULL,
@@ -67,17 +73,54 @@ CREATE TABLE blocks (
   length INTEGER NOT NULL, count INTEGER NOT NULL, columns TEXT NOT NULL, crc32 INTEGER NOT NULL,
   live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX blocks_by_table ON blocks (tbl, id) WHERE live;
+CREATE INDEX blocks_by_columns ON blocks (tbl, live, columns);
 CREATE INDEX blocks_by_job ON blocks (job);
-CREATE TABLE tables (name TEXT PRIMARY KEY, length INTEGER NOT NULL) STRICT;
+CREATE TABLE tables (
+  name TEXT PRIMARY KEY, length INTEGER NOT NULL, rows INTEGER NOT NULL DEFAULT 0,
+  version INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE optics (
   tbl TEXT NOT NULL, number INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (tbl, number), UNIQUE (tbl, data)) STRICT;
+CREATE TABLE counts (
+  tbl TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (tbl, kind, state))
+  STRICT, WITHOUT ROWID;
+CREATE TRIGGER file_made AFTER INSERT ON files BEGIN
+  INSERT INTO counts VALUES ('files', NEW.kind, NEW.state, 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER file_altered AFTER UPDATE OF kind, state ON files BEGIN
+  UPDATE counts SET n = n - 1 WHERE tbl = 'files' AND kind = OLD.kind AND state = OLD.state;
+  INSERT INTO counts VALUES ('files', NEW.kind, NEW.state, 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER job_made AFTER INSERT ON jobs BEGIN
+  INSERT INTO counts VALUES ('jobs', '', NEW.state, 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER job_altered AFTER UPDATE OF state ON jobs BEGIN
+  UPDATE counts SET n = n - 1 WHERE tbl = 'jobs' AND kind = '' AND state = OLD.state;
+  INSERT INTO counts VALUES ('jobs', '', NEW.state, 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER block_made AFTER INSERT ON blocks BEGIN
+  INSERT INTO tables VALUES (NEW.tbl, NEW.start + NEW.length, NEW.count, 1) ON CONFLICT DO UPDATE
+  SET length = excluded.length, rows = rows + excluded.rows, version = version + 1; END;
+CREATE TRIGGER block_ended AFTER UPDATE OF live ON blocks WHEN OLD.live AND NOT NEW.live BEGIN
+  UPDATE tables SET rows = rows - OLD.count, version = version + 1 WHERE name = OLD.tbl; END;
 """
+_DISK_ERRORS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 State = Literal["ready", "queued", "claimed", "done", "rejected", "failed", "superseded"]
 
 
 class LedgerError(StreamprepError):
     """The ledger cannot be used as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A watched folder, as it was at the last start."""
+
+    label: str
+    kind: str
+    """What its files are where that is known beforehand, else empty."""
+    root: Path
+    """Links resolved."""
+    relative: str
+    """The same, seen from the output folder: stays when a whole session is moved or copied."""
+    place: str
+    """Device and inode: stay when the folder is renamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +135,6 @@ class FileRow:
     item: str
     identity: Identity
     attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobInput:
-    """One file that a job reads beside its micrograph."""
-
-    kind: Kind
-    source: str
-    path: str
-    name: str
-    """The micrograph's name as the file writes it, or the file's own."""
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +195,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
-        self._suffixes = tuple(suffixes)
+        self._suffixes: tuple[str, ...] = ()
         self.changes = 0
         """Counts transactions, so that summaries can be cached."""
         try:
@@ -173,6 +204,7 @@ class Ledger:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
         try:
             self._open(path, remote=remote)
+            self._match_with(suffixes)
         except BaseException:
             self._db.close()
             raise
@@ -185,11 +217,7 @@ class Ledger:
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                with self.transaction():
-                    for statement in SCHEMA.split(";\n"):
-                        if statement.strip():
-                            self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise LedgerError(
                     f"{path}: made by another version of streamprep (schema {version}, this one writes "
@@ -214,7 +242,8 @@ class Ledger:
         Raises
         ------
         OSError
-            The disk is full (``ENOSPC``). Nothing happened; the same may be tried again.
+            The disk is full or over a quota (``ENOSPC``), or failed (``EIO``). Nothing happened; the same may be tried
+            again.
         """
         if self._db.in_transaction:
             yield
@@ -226,8 +255,9 @@ class Ledger:
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: the ledger") from error
+            number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+            if number is not None:
+                raise OSError(number, f"{os.strerror(number)}: the ledger") from error
             raise
         self.changes += 1
 
@@ -257,6 +287,61 @@ class Ledger:
         with self.transaction():
             self._db.execute("UPDATE runs SET stopped = ? WHERE id = ?", (now, run))
 
+    def sources(self) -> list[SourceRow]:
+        """Every folder that was ever watched."""
+        rows = self._db.execute("SELECT label, kind, root, relative, place FROM sources")
+        return [SourceRow(row[0], row[1], Path(os.fsdecode(row[2])), os.fsdecode(row[3]), row[4]) for row in rows]
+
+    def put_source(self, source: SourceRow) -> None:
+        """Record where a watched folder is. Its label names its items, for as long as the session lives."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
+                (source.label, source.kind, os.fsencode(source.root), os.fsencode(source.relative), source.place),
+            )
+
+    def forget_unwatched(self, watched: Callable[[str, str], bool]) -> int:
+        """Let go of the files that the configuration does not name any more; what is done stays done.
+
+        Parameters
+        ----------
+        watched
+            Whether a file is still watched: its source's label, its path.
+
+        Returns
+        -------
+        int
+            How many tables no longer count, and how many micrographs no longer wait.
+        """
+        rows = self._db.execute(
+            f"SELECT {_FILE} FROM files f WHERE NOT gone AND kind != 'other' AND (state IN ('ready', 'queued') "
+            "OR state = 'done' AND kind IN ('coordinates', 'ctf', 'mask'))"
+        )
+        unwatched = [file for file in map(_file, rows.fetchall()) if not watched(file.source, file.path)]
+        with self.transaction():
+            for file in unwatched:
+                self.file_gone(file.id, "it is not watched any more")
+        return len(unwatched)
+
+    def _match_with(self, suffixes: Sequence[str]) -> None:
+        """Set the endings to ignore in names; where they are others than before, all keys are made anew."""
+        self._suffixes = tuple(suffixes)
+        text = json.dumps(self._suffixes)
+        before = self.get("suffixes")
+        if before == text:
+            return
+        with self.transaction():
+            self.put("suffixes", text)
+            if before is None:
+                return
+            for table, name in (("files", "path"), ("entries", "name")):
+                rows = self._db.execute(f"SELECT id, {name} FROM {table}").fetchall()
+                keys = [(self._key(os.fsdecode(raw)), number) for number, raw in rows]
+                self._db.executemany(f"UPDATE {table} SET key = ? WHERE id = ?", keys)
+
+    def _key(self, name: str) -> str:
+        return _text(match_key(name, self._suffixes))
+
     # --- files ---
 
     def is_known(self, source: str, path: str, identity: Identity) -> bool:
@@ -283,13 +368,13 @@ class Ledger:
         """
         if self.is_known(source, path, identity):
             return None
-        raw, name = os.fsencode(path), item_name(source, path)
+        raw = os.fsencode(path)
         with self.transaction():
             last = self._db.execute(
-                "SELECT id, generation, state, size, mtime_ns, inode FROM files WHERE source = ? AND path = ? "
-                "ORDER BY generation DESC LIMIT 1",
+                "SELECT id, generation, item FROM files WHERE source = ? AND path = ? ORDER BY generation DESC LIMIT 1",
                 (source, raw),
             ).fetchone()
+            name = item_name(source, path) if last is None else str(last[2])  # it keeps its name where it was moved
             generation = 1 if last is None else last[1] + 1
             other = self._db.execute(
                 "SELECT path FROM files WHERE source = ? AND item = ? AND kind = ? AND path != ? "
@@ -305,7 +390,7 @@ class Ledger:
             cursor = self._db.execute(
                 "INSERT INTO files (source, path, generation, kind, item, key, size, mtime_ns, inode, state, reason, "
                 "noticed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (source, raw, generation, kind, name, _text(match_key(path, self._suffixes)), identity.size,
+                (source, raw, generation, kind, name, self._key(path), identity.size,
                  identity.mtime_ns, identity.inode, "ready" if problem is None else "failed",
                  None if problem is None else _text(problem), now),
             )  # fmt: skip
@@ -316,6 +401,54 @@ class Ledger:
         file = self.notice(source, path, identity, "other", now)
         if file is not None:
             self.file_failed(file.id, "no reader knows this kind of file", final=True, state="rejected")
+
+    def twins(self, path: str, identity: Identity, kind: Kind) -> list[FileRow]:
+        """Newest generations of other paths with this stem and this very identity: it may have been one of them."""
+        rows = self._db.execute(
+            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = ? AND size = ? AND mtime_ns = ? AND inode = ? "
+            "AND path != ? AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
+            "WHERE n.source = f.source AND n.path = f.path AND n.generation > f.generation)",
+            (self._key(path), kind, identity.size, identity.mtime_ns, identity.inode, os.fsencode(path)),
+        )
+        return [_file(row) for row in rows]
+
+    def moved(self, file: FileRow, source: str, path: str) -> bool:
+        """Record that a file was moved: it is the same item, with what it has in the sets, at another place.
+
+        Returns
+        -------
+        bool
+            False where the ledger knows another file of that path; then nothing happens.
+        """
+        raw, former = os.fsencode(path), (file.source, os.fsencode(file.path))
+        with self.transaction():
+            if self._db.execute("SELECT 1 FROM files WHERE source = ? AND path = ?", (source, raw)).fetchone():
+                return False
+            said = self._db.execute(
+                "SELECT DISTINCT e.key FROM files f JOIN entries e ON e.file = f.id "
+                "WHERE f.source = ? AND f.path = ? AND e.live",
+                former,
+            )
+            keys = {self._key(path), *(row[0] for row in said)}
+            self._db.execute(
+                "UPDATE files SET source = ?, path = ? WHERE source = ? AND path = ?", (source, raw, *former)
+            )
+            self._db.execute(
+                "UPDATE jobs SET state = 'superseded' WHERE state = 'failed' "
+                "AND file = (SELECT id FROM files WHERE id = ? AND gone)",
+                (file.id,),
+            )
+            self._db.execute(
+                "UPDATE files SET gone = 0, state = CASE WHEN gone THEN 'ready' ELSE state END WHERE id = ?", (file.id,)
+            )
+            for key in sorted(keys):  # open jobs name the former place
+                self._db.execute(
+                    "UPDATE jobs SET state = 'superseded', reason = 'a file was moved' "
+                    "WHERE state IN ('ready', 'claimed') AND file IN (SELECT id FROM files WHERE key = ?)",
+                    (key,),
+                )
+                self._join(key)
+        return True
 
     def _supersede_waiting(self, file: int) -> None:
         self._db.execute(
@@ -341,23 +474,28 @@ class Ledger:
                 return
             rows = list(entries)
             found: dict[tuple[str, str], EntryRow] = {(entry.kind, entry.name): entry for entry in rows}
+            (first,) = self._db.execute(
+                "SELECT id FROM files WHERE source = ? AND path = ? ORDER BY generation LIMIT 1", (row[0], row[1])
+            ).fetchone()
             older = self._db.execute(
-                "SELECT e.id, e.kind, e.name, e.digest, e.key FROM entries e JOIN files f ON f.id = e.file "
-                "WHERE e.live AND f.source = ? AND f.path = ?",
-                (row[0], row[1]),
+                "SELECT id, kind, name, digest, key FROM entries WHERE live AND file = ?", (first,)
             ).fetchall()
             touched: set[str] = set()
             for entry, kind, raw, digest, key in older:
                 name = os.fsdecode(raw)
                 same = found.get((kind, name))
                 if same is not None and same.digest == digest:
-                    self._db.execute("UPDATE entries SET file = ? WHERE id = ?", (file, entry))
                     del found[kind, name]
                 else:
                     self._db.execute("UPDATE entries SET live = 0 WHERE id = ?", (entry,))
                     touched.add(key)
-            for entry_row in found.values():
-                touched.add(self._add_entry(file, entry_row))
+            for new in found.values():
+                key = self._key(new.name)
+                touched.add(key)
+                self._db.execute(
+                    "INSERT INTO entries (file, kind, name, key, digest, count) VALUES (?, ?, ?, ?, ?, ?)",
+                    (first, new.kind, os.fsencode(new.name), key, new.digest, new.count),
+                )
             kinds = {entry.kind for entry in rows}
             kind = next(iter(kinds)) if len(kinds) == 1 else row[3]
             self._db.execute("UPDATE files SET state = 'done', kind = ? WHERE id = ?", (kind, file))
@@ -366,16 +504,7 @@ class Ledger:
 
     def mask_found(self, file: FileRow) -> None:
         """Record a mask as an entry of its own, and join."""
-        digest = f"{file.identity.size}-{file.identity.mtime_ns}-{file.identity.inode}"
-        self.table_read(file.id, [EntryRow("mask", file.path, digest, 1)])
-
-    def _add_entry(self, file: int, entry: EntryRow) -> str:
-        key = _text(match_key(entry.name, self._suffixes))
-        self._db.execute(
-            "INSERT INTO entries (file, kind, name, key, digest, count) VALUES (?, ?, ?, ?, ?, ?)",
-            (file, entry.kind, os.fsencode(entry.name), key, entry.digest, entry.count),
-        )
-        return key
+        self.table_read(file.id, [EntryRow("mask", file.path, mask_digest(file.identity), 1)])
 
     def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed", gone: bool = False) -> bool:
         """Record that a table could not be read; True when it is now failed for good.
@@ -392,22 +521,60 @@ class Ledger:
                 self._withdraw(file)
         return final
 
-    def tables_of_waiting(self, limit: int) -> list[FileRow]:
-        """Tables that speak of micrographs that still wait, perhaps because these tables contradict one another."""
-        rows = self._db.execute(
-            f"SELECT DISTINCT {_FILE} FROM files m JOIN entries e ON e.key = m.key AND e.live "
-            "JOIN files f ON f.id = e.file WHERE m.kind = 'micrograph' AND m.state = 'ready' LIMIT ?",
-            (limit,),
-        )
-        return [_file(row) for row in rows]
+    def looked_for(self, after: int, limit: int) -> list[FileRow]:
+        """Micrographs that wait, and the tables that speak of them: files whose removal would change what happens.
 
-    def table_gone(self, file: int) -> None:
-        """Record that a table was removed: what it said no longer counts; it is new when it comes back."""
-        with self.transaction():
-            self._db.execute(
-                "UPDATE files SET state = 'superseded', gone = 1, reason = 'the file was removed' WHERE id = ?", (file,)
+        In the order of the waiting micrographs' numbers, those above ``after`` first; call again with the last.
+        """
+        waiting = self._db.execute(
+            f"SELECT {_FILE}, f.key FROM files f WHERE kind = 'micrograph' AND state = 'ready' AND id > ? "
+            "ORDER BY id LIMIT ?",
+            (after, limit),
+        ).fetchall()
+        tables = {}
+        for key in {row[-1] for row in waiting}:
+            rows = self._db.execute(
+                f"SELECT {_FILE} FROM entries e JOIN files o ON o.id = e.file JOIN files f ON f.source = o.source "
+                "AND f.path = o.path WHERE e.live AND e.key = ? AND f.state != 'superseded'",
+                (key,),
             )
+            tables.update({row[0]: _file(row) for row in rows})
+        return [*tables.values(), *(_file(row) for row in waiting)]
+
+    def file_gone(self, file: int, reason: str = "the file was removed") -> None:
+        """Record that a file was removed: what it said no longer counts; it is new when it comes back.
+
+        Rows that were made with it stay in the sets.
+        """
+        with self.transaction():
+            self._db.execute("UPDATE files SET state = 'superseded', gone = 1, reason = ? WHERE id = ?", (reason, file))
+            self._supersede_waiting(file)
             self._withdraw(file)
+            (key,) = self._db.execute("SELECT key FROM files WHERE id = ?", (file,)).fetchone()
+            self._join(key)
+
+    def newest(self, source: str, path: str) -> FileRow | None:
+        """The newest generation of a path."""
+        row = self._db.execute(
+            f"SELECT {_FILE} FROM files f WHERE source = ? AND path = ? ORDER BY generation DESC LIMIT 1",
+            (source, os.fsencode(path)),
+        ).fetchone()
+        return None if row is None else _file(row)
+
+    def doubt(self, job: JobRow, made: JobInput, *, exists: bool) -> None:
+        """Give a claimed job back because an input did not say what it had said: it is read again, or forgotten."""
+        with self.transaction():
+            self.release(job.id)
+            table = self.newest(made.source, made.path)
+            if table is not None and exists:
+                self._db.execute(
+                    "UPDATE files SET state = 'ready', attempts = 0 "
+                    "WHERE id = ? AND state = 'done' AND kind IN ('coordinates', 'ctf')",
+                    (table.id,),
+                )
+            elif table is not None:
+                self.file_gone(table.id)
+            self._join(self._key(job.file.path))
 
     def _withdraw(self, file: int) -> None:
         said = self._db.execute(
@@ -429,13 +596,16 @@ class Ledger:
     def micrograph_found(self, file: FileRow) -> None:
         """Join a new micrograph with what is known about it."""
         with self.transaction():
-            self._join(_text(match_key(file.path, self._suffixes)))
+            self._join(self._key(file.path))
 
     def join_all(self) -> None:
-        """Look at every micrograph without a job again."""
-        keys = self._db.execute("SELECT DISTINCT key FROM files WHERE kind = 'micrograph' AND state = 'ready'")
+        """Match everything anew where what is needed, or how names are matched, is not what it was at the last time."""
+        text = json.dumps([self._required, self._suffixes])
+        if self.get("joined") == text:
+            return
         with self.transaction():
-            for (key,) in keys.fetchall():
+            self.put("joined", text)
+            for (key,) in self._db.execute("SELECT DISTINCT key FROM files WHERE kind = 'micrograph'").fetchall():
                 self._join(key)
 
     def _join(self, key: str) -> None:
@@ -444,69 +614,63 @@ class Ledger:
             _file(row)
             for row in self._db.execute(
                 f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' "
-                "AND state != 'superseded' AND (state NOT IN ('failed', 'rejected') "
-                "OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",  # else it never was fit for a job
+                "AND state != 'superseded' AND NOT (gone AND state = 'failed') "
+                # one that was refused before it had a job never was fit for one
+                "AND (state NOT IN ('failed', 'rejected') OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",
                 (key,),
             )
         ]
         if not micrographs:
             return
-        paths = [f"{file.source}/{file.path}" for file in micrographs]
-        found: dict[int, dict[str, list[tuple[int, str, str, str, str]]]] = {}
-        clashes: dict[int, str] = {}
-        entries = self._db.execute(
-            "SELECT e.id, e.kind, e.name, e.digest, f.source, f.path FROM entries e JOIN files f ON f.id = e.file "
+        rows = self._db.execute(
+            "SELECT e.kind, f.source, f.path, e.name, e.digest FROM entries e JOIN files f ON f.id = e.file "
             "WHERE e.live AND e.key = ? ORDER BY e.id",
             (key,),
         )
-        for entry, kind, raw_name, digest, source, raw in entries:
-            if kind not in self._required:
-                continue
-            name, path = os.fsdecode(raw_name), os.fsdecode(raw)
-            # a file that is called as its micrograph says by its folder, too, which one is meant
-            meant = f"{source}/{path}" if name == PurePosixPath(path).name else name
-            chosen, tied = best_match(meant, paths, self._suffixes)
-            if chosen is None:
-                said = f"{path} could belong to {' or '.join(paths[index] for index in tied)}"
-                clashes.update((micrographs[index].id, said) for index in tied)
-                continue
-            mine = found.setdefault(micrographs[chosen].id, {})
-            mine.setdefault(kind, []).append((entry, name, digest, source, path))
-        for file in micrographs:
-            self._join_one(file, found.get(file.id, {}), clashes.get(file.id))
+        entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), row[4]) for row in rows]
+        paths = [f"{file.source}/{file.path}" for file in micrographs]
+        matches, owners = join(paths, entries, self._required, self._suffixes)
+        for index, (file, match) in enumerate(zip(micrographs, matches, strict=True)):
+            if match.reasons:
+                lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
+                self._wait(file, key, match, lost)
+            else:
+                self._make_job(file, match)
 
-    def _join_one(
-        self, file: FileRow, found: Mapping[str, list[tuple[int, str, str, str, str]]], clash: str | None
-    ) -> None:
-        inputs: list[JobInput] = []
-        reasons = [] if clash is None else [clash]
-        for kind in self._required:
-            choices = found.get(kind, [])
-            if len(choices) > 1:
-                exact = [choice for choice in choices if match_key(choice[1], ()) == match_key(file.path, ())]
-                if len(exact) != 1:
-                    names = ", ".join(f"{choice[3]}/{choice[4]}" for choice in choices)
-                    reasons.append(f"has several {kind} files: {names}; leave one of them")
-                    continue
-                choices = exact
-            if not choices:
-                if clash is None:
-                    reasons.append(f"waits for {kind}")
-                continue
-            _, name, digest, source, path = choices[0]
-            inputs.append(JobInput(kind, source, path, name, digest))
-        if reasons:  # a job that is not done yet was made of inputs that are gone, or are no longer the only ones
-            self._db.execute(
-                "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE file = ? "
-                "AND state IN ('ready', 'claimed')",
-                (file.id,),
-            )
-            self._db.execute(
-                "UPDATE files SET state = 'ready', reason = ? WHERE id = ? AND state IN ('ready', 'queued')",
-                (_text("; ".join(reasons)), file.id),
-            )
-            return
-        signature = json.dumps([file.id, [(made.kind, made.digest) for made in inputs]])
+    def _wait(self, file: FileRow, key: str, match: Match, lost: set[JobInput]) -> None:
+        """A micrograph lacks something. What is done stays, unless what it was made of is not its own any more."""
+        # a job that is not done yet was made of inputs that are gone, or are no longer the only ones
+        self._db.execute(
+            "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE file = ? "
+            "AND state IN ('ready', 'claimed')",
+            (file.id,),
+        )
+        done = self._db.execute("SELECT inputs FROM jobs WHERE item = ? AND +state = 'done'", (file.item,)).fetchone()
+        if done is not None and any(self._is_taken_away(JobInput(*made), key, lost) for made in json.loads(done[0])):
+            self._retire(file.item)
+            self._db.execute("UPDATE files SET state = 'ready' WHERE id = ? AND state = 'done'", (file.id,))
+        self._db.execute(
+            "UPDATE files SET state = 'ready', reason = ? WHERE id = ? AND state IN ('ready', 'queued')",
+            (_text("; ".join(match.reasons)), file.id),
+        )
+
+    def _is_taken_away(self, made: JobInput, key: str, lost: set[JobInput]) -> bool:
+        """Whether a table is there, and says it of another micrograph now, or says it no more."""
+        said = self._db.execute(
+            "SELECT e.key, e.digest FROM files f JOIN entries e ON e.file = f.id "
+            "WHERE f.source = ? AND f.path = ? AND e.live AND e.kind = ? AND e.name = ?",
+            (made.source, os.fsencode(made.path), made.kind, os.fsencode(made.name)),
+        ).fetchone()
+        if said is not None:
+            return said[0] != key or replace(made, digest=said[1]) in lost
+        table = self._db.execute(
+            "SELECT state, gone FROM files WHERE source = ? AND path = ? ORDER BY generation DESC LIMIT 1",
+            (made.source, os.fsencode(made.path)),
+        ).fetchone()
+        return table is not None and table[0] == "done" and not table[1]
+
+    def _make_job(self, file: FileRow, match: Match) -> None:
+        signature = json.dumps([file.id, [(made.kind, made.digest) for made in match.inputs]])
         last = self._db.execute(
             "SELECT generation, signature, state FROM jobs WHERE item = ? ORDER BY generation DESC LIMIT 1",
             (file.item,),
@@ -518,7 +682,7 @@ class Ledger:
             "AND state IN ('ready', 'claimed', 'failed', 'rejected')",
             (file.item,),
         )
-        described = [(made.kind, made.source, made.path, made.name, made.digest) for made in inputs]
+        described = [(made.kind, made.source, made.path, made.name, made.digest) for made in match.inputs]
         self._db.execute(
             "INSERT INTO jobs (item, file, generation, inputs, signature, state) VALUES (?, ?, ?, ?, ?, 'ready')",
             (file.item, file.id, 1 if last is None else last[0] + 1, json.dumps(described), signature),
@@ -594,15 +758,15 @@ class Ledger:
                 (item,) = self._db.execute("SELECT item FROM jobs WHERE id = ?", (job,)).fetchone()
                 self._retire(item, job)
 
-    def _retire(self, item: str, job: int) -> None:
-        """End what other generations of an item than this job have in the sets."""
+    def _retire(self, item: str, but: int = 0) -> None:
+        """End what an item has in the sets, but for the rows of one job."""
         for output in ("shards", "blocks"):
             self._db.execute(
                 f"UPDATE {output} SET live = 0 WHERE job IN (SELECT id FROM jobs WHERE item = ? AND id != ?)",
-                (item, job),
+                (item, but),
             )
         self._db.execute(
-            "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'", (item, job)
+            "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'", (item, but)
         )
 
     def commit(
@@ -636,10 +800,6 @@ class Ledger:
                     (job.id, block.table, block.start, block.length, block.count, json.dumps(block.columns),
                      block.crc32),
                 )  # fmt: skip
-                self._db.execute(
-                    "INSERT INTO tables VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET length = excluded.length",
-                    (block.table, block.start + block.length),
-                )
             for table, groups in optics.items():
                 for number, data in enumerate(groups, start=1):
                     self._db.execute(
@@ -686,34 +846,30 @@ class Ledger:
         """Committed lengths of all the row logs [bytes]."""
         return dict(self._db.execute("SELECT name, length FROM tables"))
 
+    def versions(self) -> dict[str, tuple[int, int]]:
+        """Of each table: how often its rows changed, and how many it has now."""
+        return {row[0]: (row[1], row[2]) for row in self._db.execute("SELECT name, version, rows FROM tables")}
+
     def live_blocks(self, table: str) -> Iterator[Block]:
         """Blocks of rows that belong to a table now, in the order they were committed."""
         rows = self._db.execute(
-            "SELECT b.tbl, b.start, b.length, b.count, b.columns, b.crc32, j.item FROM blocks b "
+            "SELECT b.start, b.length, b.count, b.columns, b.crc32, j.item FROM blocks b "
             "JOIN jobs j ON j.id = b.job WHERE b.tbl = ? AND b.live ORDER BY b.id",
             (table,),
         )
-        for row in rows:
-            yield Block(row[0], row[1], row[2], row[3], tuple(json.loads(row[4])), row[5], row[6])
+        columns: dict[str, tuple[str, ...]] = {}
+        for start, length, count, names, crc32, item in rows:
+            if names not in columns:
+                columns[names] = tuple(json.loads(names))
+            yield Block(table, start, length, count, columns[names], crc32, item)
 
-    def columns_ever(self, table: str) -> set[str]:
-        """Every column that a row of a table has ever had."""
-        rows = self._db.execute("SELECT DISTINCT columns FROM blocks WHERE tbl = ?", (table,))
+    def columns(self, table: str) -> set[str]:
+        """Every column that the rows of a table have; those that they ever had where there are no rows now."""
+        for which in ("AND live", ""):
+            rows = self._db.execute(f"SELECT DISTINCT columns FROM blocks WHERE tbl = ? {which}", (table,)).fetchall()
+            if rows:
+                break
         return {column for row in rows for column in json.loads(row[0])}
-
-    def item_rows(self, item: str) -> dict[str, int]:
-        """Rows that an item has in each table now."""
-        rows = self._db.execute(
-            "SELECT b.tbl, sum(b.count) FROM jobs j JOIN blocks b ON b.job = j.id "
-            "WHERE j.item = ? AND b.live GROUP BY 1",
-            (item,),
-        )
-        return dict(rows)
-
-    def row_count(self, table: str) -> int:
-        """Rows that belong to a table now."""
-        row = self._db.execute("SELECT coalesce(sum(count), 0) FROM blocks WHERE tbl = ? AND live", (table,)).fetchone()
-        return int(row[0])
 
     def optics(self, table: str) -> list[dict[str, Any]]:
         """Optics groups of a table; the first is number 1."""
@@ -737,18 +893,18 @@ class Ledger:
 
     def job_counts(self) -> dict[str, int]:
         """Jobs in each state."""
-        return dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return dict(self._db.execute("SELECT state, n FROM counts WHERE tbl = 'jobs' AND n"))
 
     def file_counts(self) -> dict[tuple[str, str], int]:
         """Files of each kind and state."""
-        rows = self._db.execute("SELECT kind, state, count(*) FROM files GROUP BY kind, state")
+        rows = self._db.execute("SELECT kind, state, n FROM counts WHERE tbl = 'files' AND n")
         return {(row[0], row[1]): row[2] for row in rows}
 
     def waiting(self, limit: int = 100) -> list[tuple[str, str, float]]:
-        """Micrographs that wait: item, what for, since when."""
+        """Micrographs that wait, the oldest first: item, what for, since when."""
         return self._db.execute(
             "SELECT item, coalesce(reason, 'waits'), noticed FROM files WHERE kind = 'micrograph' AND state = 'ready' "
-            "ORDER BY noticed LIMIT ?",
+            "ORDER BY id LIMIT ?",
             (limit,),
         ).fetchall()
 
@@ -763,11 +919,8 @@ class Ledger:
 
     def failed_count(self) -> int:
         """Items that failed: jobs, and files that never became one."""
-        row = self._db.execute(
-            "SELECT (SELECT count(*) FROM jobs WHERE state = 'failed') + "
-            f"(SELECT count(*) FROM files f WHERE {_NO_JOB} AND state = 'failed')"
-        ).fetchone()
-        return int(row[0])
+        (files,) = self._db.execute(f"SELECT count(*) FROM files f WHERE {_NO_JOB} AND state = 'failed'").fetchone()
+        return int(files) + self.job_counts().get("failed", 0)
 
     def failures(self, limit: int = 100) -> list[dict[str, Any]]:
         """Jobs and files that failed or were rejected, the newest first; files that nobody knows are left out."""
@@ -802,11 +955,15 @@ class Ledger:
         return int(row[0])
 
     def oldest_waiting(self) -> float | None:
-        """When the oldest file was noticed that still waits or is queued."""
-        row = self._db.execute(
-            "SELECT min(noticed) FROM files WHERE kind = 'micrograph' AND state IN ('ready', 'queued')"
-        ).fetchone()
-        return None if row is None or row[0] is None else float(row[0])
+        """When the oldest micrograph was noticed that still waits or is queued."""
+        oldest = [
+            row[0]
+            for state in ("ready", "queued")
+            for row in self._db.execute(
+                "SELECT noticed FROM files WHERE kind = 'micrograph' AND state = ? ORDER BY id LIMIT 1", (state,)
+            )
+        ]
+        return min(oldest, default=None)
 
 
 _NO_JOB = (

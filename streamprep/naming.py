@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePosixPath
 
 DEFAULT_SUFFIXES = (
     "_autopick",
@@ -25,16 +25,18 @@ _IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
 
 
-def root_labels(roots: Sequence[Path]) -> list[str]:
-    """A short, safe and unique label for each watched folder: its name, with a number where two are alike."""
-    labels: list[str] = []
-    for root in roots:
-        wanted = label = safe_part(root.name or "root")
-        number = 2
-        while label in labels:
-            label, number = f"{wanted}_{number}", number + 1
-        labels.append(label)
-    return labels
+def unique_label(wanted: str, taken: Collection[str]) -> str:
+    """A name for a watched folder that no other has: as wanted, with a number where that is taken.
+
+    Examples
+    --------
+    >>> unique_label("Micrographs", {"Micrographs"})
+    'Micrographs_2'
+    """
+    label, number = wanted, 2
+    while label in taken:
+        label, number = f"{wanted}_{number}", number + 1
+    return label
 
 
 def safe_part(name: str) -> str:

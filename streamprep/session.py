@@ -6,14 +6,16 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from streamprep.committer import STATE_FOLDER
 from streamprep.config import Config
-from streamprep.ledger import Ledger
+from streamprep.ledger import Ledger, SourceRow
 from streamprep.model import ConfigError, Kind
-from streamprep.naming import root_labels
+from streamprep.naming import safe_part, unique_label
 from streamprep.pipeline import Plan
 from streamprep.watcher import Source, file_system_of, is_remote
 
@@ -26,13 +28,13 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     Raises
     ------
     ConfigError
-        A folder does not exist, or is not a folder.
+        A folder does not exist, is not a folder, or is watched twice.
     """
     patterns: list[tuple[Kind, str]] = []
     if config.ctf is not None:
         patterns.append(("ctf", config.ctf.table))
     for kind, wanted in plan.companions.items():
-        patterns += [(kind, pattern) for pattern in wanted if pattern is not None]
+        patterns += [(kind, pattern) for pattern in sorted(made for made in wanted if made is not None)]
     sources = []
     for kind, pattern in patterns:
         parts = Path(pattern.replace("{stem}", "*").replace("{name}", "*")).parts
@@ -42,11 +44,88 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
         _need_folder(config, root, f"the {kind} pattern {pattern!r}")
         sources.append(Source(root, kind, "/".join(parts[split:]), kind))
     folders = config.watch_folders
-    for folder in folders:
+    for number, folder in enumerate(folders):
         _need_folder(config, folder, "[session] watch")
-    for folder, label in zip(folders, root_labels(folders), strict=True):
-        sources.append(Source(folder, label))
-    return sources
+        for other in folders[:number]:
+            _need_apart(config, folder, other)
+    sources += [Source(folder, safe_part(folder.name or "root")) for folder in folders]
+    return _labelled(sources, {}, set())
+
+
+def _labelled(sources: Sequence[Source], labels: Mapping[tuple[str, Path], str], taken: set[str]) -> list[Source]:
+    """Sources with the labels that their folders have already, and with new ones, each of its own, for the others."""
+    known, used = dict(labels), set(taken)
+    made = []
+    for source in sources:
+        place = (source.kind or "", Path(os.path.realpath(source.root)))
+        if place not in known:
+            known[place] = unique_label(source.label, used)
+        used.add(known[place])
+        made.append(replace(source, label=known[place]))
+    return made
+
+
+def keep_labels(config: Config, sources: Sequence[Source], ledger: Ledger, output: Path) -> list[Source]:
+    """Give each watched folder the label that it had before, so that its items keep their names.
+
+    A folder is the same one where its path is the same, where it lies as before seen from the output folder (the whole
+    session was moved), or where it was renamed. Files that are not watched any more are let go.
+
+    Raises
+    ------
+    ConfigError
+        A folder inside or around one that was watched before is to be watched instead: its files would come in again,
+        under other names.
+    """
+    rows = ledger.sources()
+    labels: dict[tuple[str, Path], str] = {}
+    fresh: list[SourceRow] = []
+    for source in sources:
+        real = Path(os.path.realpath(source.root))
+        kind, relative, place = source.kind or "", os.path.relpath(real, output), _place_of(real)
+        old = (
+            next((row for row in rows if (row.kind, row.root) == (kind, real)), None)
+            or next((row for row in rows if (row.kind, row.relative) == (kind, relative)), None)
+            or next((row for row in rows if (row.kind, row.place) == (kind, place) and not row.root.exists()), None)
+        )
+        if old is not None:
+            labels[kind, real] = old.label
+        elif source.pattern is None:
+            for row in rows:
+                if not row.kind and (real in row.root.parents or row.root in real.parents):
+                    raise ConfigError(
+                        f"{config.file}: [session] watch: {row.root} was watched so far, {real} is to be watched now, "
+                        "and one lies inside the other: the same files would come in again under other names. Watch "
+                        f"{row.root} as before, or give another output folder"
+                    )
+        fresh.append(SourceRow("", kind, real, relative, place))
+    made = _labelled(sources, labels, {row.label for row in rows})
+    watching = json.dumps(sorted((source.label, source.pattern or "") for source in made))
+    with ledger.transaction():
+        for source, row in zip(made, fresh, strict=True):
+            ledger.put_source(replace(row, label=source.label))
+        if ledger.get("watching") not in (None, watching):
+            count = ledger.forget_unwatched(
+                lambda label, path: any(source.label == label and source.wants(path) for source in made)
+            )
+            log.warning("other folders are watched than before; %d files are not watched any more", count)
+        ledger.put("watching", watching)
+    return made
+
+
+def _place_of(folder: Path) -> str:
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _need_apart(config: Config, one: Path, other: Path) -> None:
+    inner, outer = sorted((Path(os.path.realpath(one)), Path(os.path.realpath(other))), reverse=True)
+    if inner == outer:
+        raise ConfigError(f"{config.file}: [session] watch: {outer} is watched twice; leave one of the two out")
+    if outer in inner.parents:
+        raise ConfigError(
+            f"{config.file}: [session] watch: {inner} lies inside {outer}; leave it out, sub-folders are watched, too"
+        )
 
 
 def _need_folder(config: Config, folder: Path, what: str) -> None:
@@ -69,8 +148,10 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
         results without a ledger.
     """
     wanted = config.resolve(config.session.output)
+    real = Path(os.path.realpath(wanted))
     for folder in config.watch_folders:
-        if wanted == folder or wanted in folder.parents or folder in wanted.parents:
+        watched = Path(os.path.realpath(folder))
+        if real == watched or real in watched.parents or watched in real.parents:
             raise ConfigError(
                 f"{config.file}: [session] output = {config.session.output!r} and the watched folder {folder} lie one "
                 "inside the other; watched folders are never written to, choose an output beside them"

@@ -14,7 +14,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -26,7 +27,8 @@ from pebble import ProcessExpired, ProcessPool
 from streamprep.arrays import Backend, choose_backend
 from streamprep.config import Config
 from streamprep.hookspecs import Staged
-from streamprep.ledger import EntryRow, JobInput
+from streamprep.joins import JobInput, mask_digest
+from streamprep.ledger import EntryRow
 from streamprep.model import (
     Coordinates,
     Ctf,
@@ -44,7 +46,14 @@ from streamprep.model import (
 from streamprep.pipeline import OperationError, Plan, context_for, resolve, run_micrograph
 from streamprep.plugin_manager import Plugins, load_plugins
 
-Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone"]
+Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted"]
+"""``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it."""
+
+WORKER = "a worker process"
+"""Stands where an operation's name would, for what no operation is to blame for."""
+
+RUNNING = "running"
+"""Name of the note in a job's staging folder."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -56,6 +65,7 @@ class TableJob:
     file: int
     path: Path
     kind: Kind
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ class MicrographJob:
     identity: Identity
     inputs: tuple[tuple[JobInput, Path], ...]
     folder: Path
-    """Where to stage; made by the job."""
+    """Where to stage; made by the job, which also notes there what it is at, in case it never comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,8 @@ class Outcome:
     reason: str | None = None
     operation: str | None = None
     trace: str | None = None
+    doubted: JobInput | None = None
+    """The input that is not what the job was made of, where that is why it ``changed``."""
     staged: tuple[Staged, ...] = ()
     entries: tuple[EntryRow, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -100,14 +112,23 @@ class _Worker:
     tables: dict[tuple[Path, Identity], list[Entry]]
 
 
-_worker: _Worker | None = None
+class _Stale(Exception):  # noqa: N818 - an outcome, not an error
+    """An input of a job is not what the job was made of."""
+
+    def __init__(self, made: JobInput, reason: str) -> None:
+        super().__init__(reason)
+        self.made, self.reason = made, reason
+
+
+_worker: _Worker | Outcome | None = None
+"""What jobs need; or, where it could not be made, what to answer to every job."""
 
 
 def initialize(config: Config, die_with_parent: bool = True) -> None:
     """Prepare this process for jobs: load the plugins, make the plan and the sinks.
 
     With ``die_with_parent`` the process ends as soon as the daemon does, however that happened, so that a daemon that
-    is started again never meets workers of the one before.
+    is started again never meets workers of the one before. Never raises: jobs are told why none can be run.
     """
     global _worker
     if die_with_parent:
@@ -117,10 +138,14 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    plugins = load_plugins(block=config.plugins.block)
-    sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
-    backend = choose_backend(config.session.device)
-    _worker = _Worker(config, plugins, resolve(config, plugins), sinks, backend, {})
+    try:
+        plugins = load_plugins(block=config.plugins.block)
+        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        backend = choose_backend(config.session.device)
+        _worker = _Worker(config, plugins, resolve(config, plugins), sinks, backend, {})
+    except Exception as error:
+        said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
+        _worker = Outcome("failed", said, WORKER, traceback.format_exc())
 
 
 def _end_with(sentinel: int) -> None:
@@ -132,6 +157,8 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
     """Run one job in this process. Never raises: what went wrong is in the outcome."""
     if _worker is None:
         raise RuntimeError("initialize() was not called in this process")
+    if isinstance(_worker, Outcome):
+        return _worker
     started = time.perf_counter()
     timings: list[tuple[str, float]] = []
     warnings: list[str] = []
@@ -141,6 +168,7 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
     @contextlib.contextmanager
     def timer(name: str) -> Iterator[None]:
         running.append(name)
+        _note_running(job, name)
         begun = time.perf_counter()
         yield
         timings.append((name, time.perf_counter() - begun))
@@ -152,6 +180,8 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         )
     except Reject as reject:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
+    except _Stale as stale:
+        made = Outcome("changed", stale.reason, doubted=stale.made)
     except InputError as error:
         made = Outcome("bad-input", str(error), running[-1] if running else None)
     except FileNotFoundError as error:
@@ -173,6 +203,20 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         timings=tuple(timings),
         seconds=time.perf_counter() - started,
     )
+
+
+def _note_running(job: TableJob | MicrographJob, name: str) -> None:
+    """Leave the name of the operation that begins where the daemon finds it if this process does not survive it."""
+    if isinstance(job, MicrographJob):
+        (job.folder / RUNNING).write_text(name, encoding="utf-8", errors="backslashreplace")
+
+
+def last_running(folder: Path) -> str | None:
+    """The operation that a job was at when its worker was lost; None where it had not come to any."""
+    try:
+        return (folder / RUNNING).read_text(encoding="utf-8") or None
+    except (OSError, ValueError):
+        return None
 
 
 def identity_at(path: Path) -> Identity:
@@ -202,8 +246,13 @@ def _kind_of(entry: Entry) -> Kind:
 
 
 def _read_table(worker: _Worker, job: TableJob) -> Outcome:
-    entries, before = _entries(worker, job.path, job.kind)
-    if identity_at(job.path) != before:
+    try:
+        entries, before = _entries(worker, job.path, job.kind)
+    except InputError:
+        if not _same(identity_at(job.path), job.identity):  # torn, because it is being written
+            return Outcome("changed", "the file changed before it was read")
+        raise
+    if not _same(before, job.identity) or identity_at(job.path) != before:
         return Outcome("changed", "the file changed while it was read")
     rows: dict[tuple[Kind, str], EntryRow] = {}
     for entry in entries:
@@ -227,26 +276,20 @@ def _process(
     image = worker.plugins.hook.read_item(item=job.item)
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", "the micrograph changed while it was read")
-    found: dict[Kind, Coordinates | Ctf] = {}
-    for wanted, path in job.inputs:
-        if wanted.kind == "mask":
-            continue
-        entries, _ = _entries(worker, path, wanted.kind)
-        match = (
-            entry.data
-            for entry in entries
-            if (entry.micrograph or path.name) == wanted.name and entry.digest == wanted.digest
-        )
-        data = next(match, None)
-        if data is None:
-            return Outcome("changed", f"{path} no longer says of {wanted.name} what it said")
-        found[wanted.kind] = data
+    job.folder.mkdir(parents=True)
+    found = {made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind != "mask"}
     coordinates, ctf = found.get("coordinates"), found.get("ctf")
     if not isinstance(coordinates, Coordinates):
         raise InputError(job.item.path, "no coordinates came with it")
+    masks = {path: made for made, path in job.inputs if made.kind == "mask"}
 
     def read_image(path: Path) -> np.ndarray[Any, Any]:
-        return np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
+        try:
+            pixels = np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
+        finally:
+            if path in masks:
+                _check_mask(masks[path], path)
+        return pixels
 
     context = context_for(
         worker.plan,
@@ -266,9 +309,29 @@ def _process(
         backend=worker.backend,
         timer=timer,
     )
-    job.folder.mkdir(parents=True)
     staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
     return Outcome("done", staged=staged)
+
+
+def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf:
+    """What a table says of a micrograph, if it still says what the job was made of."""
+    try:
+        entries, _ = _entries(worker, path, made.kind)
+    except (InputError, OSError) as error:
+        raise _Stale(made, f"{path} cannot be read as it was before: {error}") from error
+    for entry in entries:
+        if (entry.micrograph or path.name) == made.name and entry.digest == made.digest:
+            return entry.data
+    raise _Stale(made, f"{path} no longer says of {made.name} what it said")
+
+
+def _check_mask(made: JobInput, path: Path) -> None:
+    try:
+        digest = mask_digest(identity_at(path))
+    except OSError as error:
+        raise _Stale(made, f"{path}: {error.strerror}") from error
+    if digest != made.digest:
+        raise _Stale(made, f"{path} is not the mask that it was")
 
 
 def make_micrograph(config: Config, job: MicrographJob, image: Image, ctf: Ctf | None) -> Micrograph:
@@ -364,16 +427,25 @@ class LocalExecutor:
             self._pool = self._new_pool()
             inner = self._pool.schedule(run_job, args=(job,), timeout=self._timeout)
 
+        folder = job.folder if isinstance(job, MicrographJob) else None
+
+        def lost(said: str) -> Outcome:
+            operation = last_running(folder) if folder is not None else None
+            return Outcome("lost", said if operation is None else f"{operation}: {said}", operation or WORKER)
+
         def translate(done: Future[Outcome]) -> None:
             try:
                 made.set_result(done.result())
             except TimeoutError:
-                said = f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped"
-                made.set_result(Outcome("failed", said))
+                made.set_result(
+                    lost(f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped")
+                )
             except ProcessExpired as error:
-                made.set_result(Outcome("lost", f"its worker process died ({_exit_text(error.exitcode)})"))
+                made.set_result(lost(f"its worker process died ({_exit_text(error.exitcode)})"))
+            except (BrokenProcessPool, CancelledError):
+                made.set_result(Outcome("unstarted", "worker processes die before they take up any work", WORKER))
             except BaseException as error:
-                made.set_result(Outcome("lost", f"{type(error).__name__}: {error}"))
+                made.set_result(lost(f"{type(error).__name__}: {error}"))
 
         inner.add_done_callback(translate)
         return made

@@ -417,6 +417,189 @@ def test_a_micrograph_that_was_refused_gets_no_job_in_any_order(rig: Rig, first:
     assert rig.ledger.file_counts()[("micrograph", "rejected")] == 1
 
 
+# --- what is taken away, moved, or matched in another way ------------------------------------------------------------
+
+
+def finish(rig: Rig) -> None:
+    for job in rig.claim():
+        rig.commit(job)
+
+
+LATE: Arrivals = [
+    ("micrograph", "mic_DW.mrc"),
+    ("micrograph", "mic.mrc"),
+    ("coordinates", "mic_autopick.star"),
+    ("coordinates", "mic_DW.star"),
+    ("coordinates", "other.star", "mic_2.mrc"),
+    ("micrograph", "mic_2_DW.mrc"),
+    ("micrograph", "mic_2.mrc"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(LATE), st.integers(0, 127))
+def test_a_better_match_that_comes_late_takes_over_what_was_done_without_it(arrivals: Arrivals, pauses: int) -> None:
+    """Whether work is done between the arrivals or after them all, the sets hold the same in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        rig = Rig(Path(folder, "ledger.sqlite"))
+        rig.hurry()
+        for number, arrival in enumerate(arrivals):
+            arrive(rig, arrival)
+            if pauses >> number & 1:
+                finish(rig)
+        finish(rig)
+        assert rig.live_items() == ["Micrographs/mic", "Micrographs/mic_2", "Micrographs/mic_DW"]
+        assert rig.waiting() == {"Micrographs/mic_2_DW": "waits for coordinates"}
+        rig.ledger.close()
+
+
+def test_rows_that_a_table_no_longer_has_leave_the_sets(rig: Rig) -> None:
+    for number in (1, 2):
+        rig.micrograph(f"mic_{number}.mrc")
+    rig.table("all.star", {"mic_1.mrc": "a", "mic_2.mrc": "b"})
+    finish(rig)
+    version, rows = rig.ledger.versions()["particles.star"]
+    rig.table("all.star", {"mic_1.mrc": "a"})
+    assert rig.live_items() == ["Micrographs/mic_1"]
+    assert rig.waiting() == {"Micrographs/mic_2": "waits for coordinates"}
+    assert rig.ledger.versions()["particles.star"] == (version + 1, rows - 1), "so that it is published anew"
+    rig.table("all.star", {"mic_1.mrc": "a", "mic_2.mrc": "b"})
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
+
+
+@pytest.mark.parametrize("how", ["removed", "broken"])
+def test_rows_stay_when_their_table_is_removed_or_broken(rig: Rig, how: str) -> None:
+    rig.micrograph("mic_1.mrc")
+    rig.table("all.star", {"mic_1.mrc": "a"})
+    finish(rig)
+    newest = rig.ledger.newest("Coordinates", "all.star")
+    assert newest is not None
+    if how == "removed":
+        rig.ledger.file_gone(newest.id)
+    else:
+        rig.ledger.file_failed(rig.notice("all.star", "coordinates", "Coordinates").id, "torn", final=True)
+    assert rig.live_items() == ["Micrographs/mic_1"]
+    assert rig.ledger.job_counts() == {"done": 1}
+
+
+def test_other_suffixes_match_what_is_known_already(rig: Rig) -> None:
+    rig.micrograph("mic_1.mrc")
+    rig.table("mic_1_mine.star", {"mic_1_mine.star": "a"})
+    rig.micrograph("mic_2.mrc")
+    rig.table("mic_2_autopick.star", {"mic_2_autopick.star": "b"})
+    finish(rig)
+    assert rig.waiting() == {"Micrographs/mic_1": "waits for coordinates"}
+    rig.ledger.close()
+    rig.ledger = Ledger(rig.path, suffixes=[*DEFAULT_SUFFIXES, "_mine"])
+    rig.ledger.require(rig.required)
+    rig.ledger.join_all()
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
+    assert rig.ledger.job_counts() == {"done": 2}
+
+
+@pytest.mark.parametrize("state", ["waiting", "queued", "claimed", "done", "failed"])
+def test_a_micrograph_that_is_moved_stays_the_same_item(rig: Rig, state: str) -> None:
+    file = rig.micrograph("mic.mrc")
+    if state != "waiting":
+        rig.table("mic.star", {"mic.star": "a"})
+    jobs = rig.claim() if state in ("claimed", "done", "failed") else []
+    if state == "done":
+        rig.commit(jobs[0])
+    if state == "failed":
+        rig.ledger.job_failed(jobs[0].id, "no such file", final=True, now=NOW, gone=True)
+    (twin,) = rig.ledger.twins("sub/mic.mrc", file.identity, "micrograph")
+    assert twin.id == file.id
+    assert rig.ledger.moved(twin, "Micrographs", "sub/mic.mrc")
+    assert rig.ledger.is_known("Micrographs", "sub/mic.mrc", file.identity)
+    assert not rig.ledger.is_known("Micrographs", "mic.mrc", file.identity)
+    if state == "waiting":
+        rig.table("mic.star", {"mic.star": "a"})
+    ready = rig.claim()
+    assert [(job.item, job.file.path) for job in ready] == (
+        [] if state == "done" else [("Micrographs/mic", "sub/mic.mrc")]
+    )
+    for job in ready:
+        rig.commit(job)
+    assert rig.live_items() == ["Micrographs/mic"]
+    rig.micrograph("sub/mic.mrc")  # a new generation at the new place is of the same item
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic"]
+
+
+def test_a_table_that_is_moved_is_read_at_its_new_place(rig: Rig) -> None:
+    for number in (1, 2, 3):
+        rig.micrograph(f"mic_{number}.mrc")
+    table = rig.notice("all.star", "coordinates", "Coordinates")
+    rig.ledger.table_read(table.id, [EntryRow("coordinates", f"mic_{n}.mrc", "a", 1) for n in (1, 2, 3)])
+    (first, *_) = rig.ledger.claim(2)
+    rig.commit(first)
+    assert rig.ledger.twins("sub/all.star", table.identity, "ctf") == []
+    (twin,) = rig.ledger.twins("sub/all.star", table.identity, "coordinates")
+    assert rig.ledger.moved(twin, "Elsewhere", "sub/all.star")
+    jobs = rig.claim()
+    assert [(job.item, job.inputs[0].source, job.inputs[0].path) for job in jobs] == [
+        (f"Micrographs/mic_{number}", "Elsewhere", "sub/all.star") for number in (2, 3)
+    ]
+    for job in jobs:
+        rig.commit(job)
+    assert rig.live_items() == [f"Micrographs/mic_{number}" for number in (1, 2, 3)]
+
+
+def test_a_file_is_not_moved_over_another(rig: Rig) -> None:
+    file = rig.micrograph("a/mic.mrc")
+    rig.micrograph("b/mic.mrc")
+    assert not rig.ledger.moved(file, "Micrographs", "b/mic.mrc")
+    assert set(rig.waiting()) == {"Micrographs/a/mic", "Micrographs/b/mic"}
+
+
+def test_a_removed_micrograph_no_longer_makes_another_ambiguous(rig: Rig) -> None:
+    gone = rig.micrograph("a/mic.mrc")
+    rig.micrograph("b/mic.mrc")
+    rig.table("mic.star", {"mic.star": "x"})
+    assert rig.jobs() == {}
+    assert gone.id in [file.id for file in rig.ledger.looked_for(0, 10)]
+    rig.ledger.file_gone(gone.id)
+    assert set(rig.jobs()) == {"Micrographs/b/mic"}
+    assert rig.waiting() == {}
+
+
+def test_files_that_are_looked_for_come_in_turns(rig: Rig) -> None:
+    files = [rig.micrograph(f"mic_{number}.mrc").id for number in range(5)]
+    assert [file.id for file in rig.ledger.looked_for(0, 3)] == files[:3]
+    assert [file.id for file in rig.ledger.looked_for(files[2], 3)] == files[3:]
+
+
+def test_an_input_that_is_doubted_is_read_again_or_forgotten(rig: Rig) -> None:
+    ready(rig, 1)
+    (job,) = rig.claim()
+    rig.ledger.doubt(job, job.inputs[0], exists=True)
+    (table,) = rig.ledger.waiting_tables(5)
+    assert rig.ledger.claim(1)[0].id == job.id, "given back without an attempt"
+    rig.ledger.table_read(table.id, [EntryRow("coordinates", "mic_1.star", "new", 1)])
+    assert not rig.ledger.is_claimed(job.id)
+    (job,) = rig.claim()
+    assert (job.attempts, job.inputs[0].digest) == (0, "new")
+    rig.ledger.doubt(job, job.inputs[0], exists=False)
+    assert rig.jobs() == {}
+    assert rig.waiting() == {"Micrographs/mic_1": "waits for coordinates"}
+    rig.table("mic_1.star", {"mic_1.star": "new"})
+    assert set(rig.jobs()) == {"Micrographs/mic_1"}
+
+
+def test_what_is_not_watched_any_more_is_let_go_and_what_is_done_stays(rig: Rig) -> None:
+    ready(rig, 1)
+    finish(rig)
+    rig.micrograph("old/mic_2.mrc")
+    rig.table("old/mic_3.star", {"mic_3.star": "x"})
+    rig.micrograph("mic_3.mrc")
+    assert rig.ledger.forget_unwatched(lambda source, path: not path.startswith("old/")) == 2
+    assert rig.waiting() == {"Micrographs/mic_3": "waits for coordinates"}
+    assert rig.jobs() == {}
+    assert rig.live_items() == ["Micrographs/mic_1"]
+
+
 # --- claims and ends -------------------------------------------------------------------------------------------------
 
 
@@ -564,8 +747,8 @@ def test_a_commit_records_everything_and_survives_a_restart(rig: Rig) -> None:
         assert ledger.live_blocks("particles.star").__next__().item == "Micrographs/mic_1"
         assert ledger.lengths() == {"particles.star": 40}
         assert (ledger.length("particles.star"), ledger.length("none")) == (40, 0)
-        assert ledger.row_count("particles.star") == 4
-        assert ledger.columns_ever("particles.star") == {"a", "b"}
+        assert ledger.versions() == {"particles.star": (2, 4)}
+        assert ledger.columns("particles.star") == {"a", "b"}
         assert ledger.optics("particles.star") == optics
         assert list(ledger.shards()) == [Shard("particles/x.mrcs", 10, 99)]
         assert ledger.has_shard("particles/x.mrcs")
@@ -607,7 +790,7 @@ def test_older_rows_stay_until_the_newer_replace_them_never_both_never_neither(r
     assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
     sizes = {block.item: block.count for block in rig.ledger.live_blocks("particles.star")}
     assert sizes == {"Micrographs/mic_1": len("newer") + 1, "Micrographs/mic_2": len("old") + 1}
-    assert rig.ledger.row_count("particles.star") == sum(sizes.values())
+    assert rig.ledger.versions()["particles.star"][1] == sum(sizes.values())
     assert rig.ledger.job_counts() == {"done": 2, "superseded": 1}
     assert len(list(rig.ledger.shards())) == 3, "files of older generations stay known"
 
@@ -732,7 +915,7 @@ def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path
     database.execute("PRAGMA user_version = 7")
     database.close()
     for _ in range(2):
-        with pytest.raises(LedgerError, match="schema 7, this one writes 1"):
+        with pytest.raises(LedgerError, match="schema 7, this one writes 2"):
             Ledger(path)
 
 
@@ -815,7 +998,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rig.hurry()
         self.claimed: list[JobRow] = []
         self.committed: dict[str, int] = {}
-        self.digests: dict[str, str] = {}
+        self.made_of: dict[str, str] = {}
 
     def teardown(self) -> None:
         self.rig.ledger.close()
@@ -840,6 +1023,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(rows=st.dictionaries(st.sampled_from([f"{stem}.mrc" for stem in STEMS]), st.sampled_from("xy")))
     def a_table_for_all_arrives_or_changes(self, rows: dict[str, str]) -> None:
         self.rig.table("all.star", rows)
+        for item in self.rig.waiting():  # rows that the table does not have any more leave the sets
+            if self.made_of.get(item) == "all.star" and f"{item.rpartition('/')[2]}.mrc" not in rows:
+                self.committed.pop(item, None)
 
     @rule()
     def the_table_for_all_is_broken(self) -> None:
@@ -862,7 +1048,7 @@ class LedgerMachine(RuleBasedStateMachine):
             ledger.job_failed(job.id, "ice", final=True, now=NOW, state="rejected")
         elif ledger.is_claimed(job.id):
             self.rig.commit(job)
-            self.committed[job.item] = job.id
+            self.committed[job.item], self.made_of[job.item] = job.id, job.inputs[0].path
         else:
             with pytest.raises(LedgerError):
                 self.rig.commit(job)
@@ -902,6 +1088,15 @@ class LedgerMachine(RuleBasedStateMachine):
         assert sorted(job for (job,) in shards) == sorted(self.committed.values())
 
     @invariant()
+    def counts_are_what_counting_gives(self) -> None:
+        counted = dict(self.rig.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
+        assert self.rig.ledger.job_counts() == counted
+        files = self.rig.rows("SELECT kind, state, count(*) FROM files GROUP BY kind, state")
+        assert self.rig.ledger.file_counts() == {(kind, state): count for kind, state, count in files}
+        rows = self.rig.rows("SELECT tbl, sum(count * live) FROM blocks GROUP BY tbl")
+        assert {name: rows for name, (_, rows) in self.rig.ledger.versions().items()} == dict(rows)
+
+    @invariant()
     def nothing_is_claimed_that_no_worker_has(self) -> None:
         claimed = {job for (job,) in self.rig.rows("SELECT id FROM jobs WHERE state = 'claimed'")}
         assert claimed <= {job.id for job in self.claimed}
@@ -916,6 +1111,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 LedgerMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLedgerMachine = LedgerMachine.TestCase

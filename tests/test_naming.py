@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from streamprep.naming import best_match, item_name, match_key, root_labels, safe_part, stem_of, stems
+from streamprep.naming import best_match, item_name, match_key, safe_part, stem_of, stems, unique_label
 
 SAFE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*\Z")
 
@@ -65,21 +65,14 @@ def test_different_names_stay_different(one: str, other: str) -> None:
     assert safe_part(one) != safe_part(other)
 
 
-# --- root_labels and item_name ---------------------------------------------------------------------------------------
+# --- unique_label and item_name --------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.sampled_from(["a", "a_2", "a_3", "b c", "..", "é", "a_2_2"]), max_size=8))
-def test_labels_of_folders_are_unique_and_safe(names: list[str]) -> None:
-    labels = root_labels([Path("/data", str(index), name) for index, name in enumerate(names)])
-    assert len(labels) == len(names)
-    assert len(set(labels)) == len(labels)
-    assert all(SAFE.match(label) for label in labels)
-
-
-def test_a_label_is_the_name_of_the_folder() -> None:
-    folders = [Path("/x/Micrographs"), Path("/y/Micrographs"), Path("/z/Micrographs_2"), Path("/x/Coordinates")]
-    assert root_labels(folders) == ["Micrographs", "Micrographs_2", "Micrographs_2_2", "Coordinates"]
-    assert root_labels([Path("/")]) == ["root"]
+def test_a_label_is_as_wanted_or_numbered() -> None:
+    taken: list[str] = []
+    for wanted in ("Micrographs", "Micrographs", "Micrographs_2", "Coordinates"):
+        taken.append(unique_label(wanted, taken))
+    assert taken == ["Micrographs", "Micrographs_2", "Micrographs_2_2", "Coordinates"]
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,9 @@ def test_which_plugins_are_loaded_can_be_chosen(session: Session, installed: dic
     ("how", "words"),
     [
         ("raise", "trouble: RuntimeError: the lamp is broken"),
-        ("exit", "its worker process died (exit code 3)"),
-        ("signal", "its worker process died (signal SIGKILL)"),
-        ("hang", "took longer than job_timeout_seconds = 2"),
+        ("exit", "trouble: its worker process died (exit code 3)"),
+        ("signal", "trouble: its worker process died (signal SIGKILL)"),
+        ("hang", "trouble: took longer than job_timeout_seconds = 2"),
         ("wrong", "trouble: returned int, not Micrograph or None"),
     ],
 )

@@ -154,18 +154,8 @@ def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) 
 
 def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The bytes of (start, length) ranges of a file, in pieces; neighbouring ranges are read as one."""
-    merged: list[tuple[int, int]] = []
-    for start, length in ranges:
-        if not length:
-            continue
-        if merged and merged[-1][0] + merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], merged[-1][1] + length)
-        else:
-            merged.append((start, length))
-    if not merged:
-        return
     with path.open("rb") as file:
-        for start, length in merged:
+        for start, length in _joined(ranges):
             file.seek(start)
             while length > 0:
                 chunk = file.read(min(_COPY_BYTES, length))
@@ -173,6 +163,19 @@ def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes
                     raise OutputError(f"{path}: shorter than the ledger says")
                 length -= len(chunk)
                 yield chunk
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begun, size = 0, 0
+    for start, length in ranges:
+        if size and begun + size == start:
+            size += length
+            continue
+        if size:
+            yield begun, size
+        begun, size = start, length
+    if size:
+        yield begun, size
 
 
 def move_aside(path: Path, folder: Path) -> Path:

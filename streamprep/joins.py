@@ -1,0 +1,105 @@
+"""Which tables belong to which micrograph: the decision, from names alone. What follows from it is the ledger's.
+
+The answer depends on what is there and never on the order in which it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from streamprep.model import Identity, Kind
+from streamprep.naming import best_match, match_key
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """One file that a job reads beside its micrograph."""
+
+    kind: Kind
+    source: str
+    path: str
+    name: str
+    """The micrograph's name as the file writes it, or the file's own."""
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What is known about one micrograph."""
+
+    inputs: tuple[JobInput, ...]
+    """One of each required kind, where ``reasons`` is empty."""
+    reasons: tuple[str, ...]
+    """Why it must wait."""
+
+
+def mask_digest(identity: Identity) -> str:
+    """Stands for a mask's pixels."""
+    return f"{identity.size}-{identity.mtime_ns}-{identity.inode}"
+
+
+def join(
+    micrographs: Sequence[str],
+    entries: Sequence[JobInput],
+    required: Sequence[Kind],
+    suffixes: Sequence[str],
+) -> tuple[list[Match], dict[JobInput, int | None]]:
+    """Give each entry of a table to the micrograph that it means.
+
+    Parameters
+    ----------
+    micrographs
+        Paths that share one match key, each below the label of its watched folder.
+    entries
+        What tables say, and masks, under the same key; the oldest first.
+    required
+        Kinds of which a micrograph needs exactly one each.
+    suffixes
+        Endings that programs add to names.
+
+    Returns
+    -------
+    matches
+        For each micrograph, what it is processed with, or what it waits for.
+    owners
+        For each entry of a required kind the index of its micrograph; None where several fit equally well.
+    """
+    owners: dict[JobInput, int | None] = {}
+    clashes: dict[int, str] = {}
+    for entry in entries:
+        if entry.kind not in required:
+            continue
+        # a file that is called as its micrograph says by its folder, too, which one is meant
+        own_name = entry.name == PurePosixPath(entry.path).name
+        meant = f"{entry.source}/{entry.path}" if own_name else entry.name
+        chosen, tied = best_match(meant, micrographs, suffixes)
+        owners[entry] = chosen
+        if chosen is None:
+            said = f"{entry.path} could belong to {' or '.join(micrographs[index] for index in tied)}"
+            clashes.update((index, said) for index in tied)
+    matches = [
+        _choose(path, [entry for entry, owner in owners.items() if owner == index], required, clashes.get(index))
+        for index, path in enumerate(micrographs)
+    ]
+    return matches, owners
+
+
+def _choose(path: str, mine: Sequence[JobInput], required: Sequence[Kind], clash: str | None) -> Match:
+    inputs: list[JobInput] = []
+    reasons = [] if clash is None else [clash]
+    for kind in required:
+        choices = [entry for entry in mine if entry.kind == kind]
+        if len(choices) > 1:
+            exact = [choice for choice in choices if match_key(choice.name, ()) == match_key(path, ())]
+            if len(exact) != 1:
+                names = ", ".join(f"{choice.source}/{choice.path}" for choice in choices)
+                reasons.append(f"has several {kind} files: {names}; leave one of them")
+                continue
+            choices = exact
+        if choices:
+            inputs.append(choices[0])
+        elif clash is None:
+            reasons.append(f"waits for {kind}")
+    return Match(tuple(inputs), tuple(reasons))
