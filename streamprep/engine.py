@@ -24,10 +24,10 @@ from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer
 from streamprep.config import Config
 from streamprep.ledger import FileRow, JobRow, LedgerError
-from streamprep.model import ConfigError, InputError, Item, Kind, OutputError, StreamprepError
+from streamprep.model import InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
-from streamprep.session import keep_labels, make_sources, open_ledger, open_output
+from streamprep.session import keep_labels, make_sources, open_ledger, open_output, required_kinds
 from streamprep.snapshot import Mode, Rates, Snapshot
 from streamprep.watcher import Arrival, Watcher
 from streamprep.workers import WORKER, Executor, LocalExecutor, MicrographJob, Outcome, TableJob
@@ -105,6 +105,7 @@ class Engine:
             undo.callback(self._lock_file.close)
             self.ledger = open_ledger(self.output, config, plan)
             undo.callback(self.ledger.close)
+            self.ledger.require(required_kinds(config, plan))
             self.sources = keep_labels(config, sources, self.ledger, self.output)
             undo.pop_all()
         self._roots = {source.label: source.root for source in self.ledger.sources()}
@@ -157,7 +158,6 @@ class Engine:
         """Recover, run to the end, publish, and return the final state."""
         run = None
         try:
-            self.ledger.require(self._required_kinds())
             for line in self.committer.recover():
                 self._tell(f"recovery: {line}")
             run = self.ledger.start_run(self._now(), __version__)
@@ -250,18 +250,6 @@ class Engine:
         return not incomplete
 
     # --- arrivals ---
-
-    def _required_kinds(self) -> set[Kind]:
-        kinds: set[Kind] = {"coordinates", *self.plan.companions}
-        if self.config.ctf is not None:
-            kinds.add("ctf")
-        if "ctf" in kinds and self.config.ctf is None:
-            needing = [step.name for step in self.plan.steps if "ctf" in step.params.companions()]
-            raise ConfigError(
-                f"{self.config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
-                'name its table, for example [ctf] table = "micrographs_ctf.star"'
-            )
-        return kinds
 
     def _take_in(self, arrivals: list[Arrival]) -> None:
         if not arrivals:

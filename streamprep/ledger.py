@@ -196,6 +196,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
         self._suffixes: tuple[str, ...] = ()
+        self._required: tuple[Kind, ...] = ()
         self.changes = 0
         """Counts transactions, so that summaries can be cached."""
         try:

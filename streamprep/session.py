@@ -28,8 +28,9 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     Raises
     ------
     ConfigError
-        A folder does not exist, is not a folder, or is watched twice.
+        A folder does not exist, is not a folder, or is watched twice; an operation needs a file that nothing names.
     """
+    required_kinds(config, plan)
     patterns: list[tuple[Kind, str]] = []
     if config.ctf is not None:
         patterns.append(("ctf", config.ctf.table))
@@ -50,6 +51,26 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
             _need_apart(config, folder, other)
     sources += [Source(folder, safe_part(folder.name or "root")) for folder in folders]
     return _labelled(sources, {}, set())
+
+
+def required_kinds(config: Config, plan: Plan) -> set[Kind]:
+    """What each micrograph needs before it can be processed.
+
+    Raises
+    ------
+    ConfigError
+        An operation needs the CTF, and the configuration names no table.
+    """
+    kinds: set[Kind] = {"coordinates", *plan.companions}
+    if config.ctf is not None:
+        kinds.add("ctf")
+    elif "ctf" in kinds:
+        needing = [step.name for step in plan.steps if "ctf" in step.params.companions()]
+        raise ConfigError(
+            f"{config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
+            'name its table, for example [ctf] table = "micrographs_ctf.star"'
+        )
+    return kinds
 
 
 def _labelled(sources: Sequence[Source], labels: Mapping[tuple[str, Path], str], taken: set[str]) -> list[Source]:

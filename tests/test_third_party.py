@@ -28,10 +28,20 @@ packages = ["streamprep_shine"]
 
 MODULE = '''
 """A third party's operations."""
-import os, time
+import multiprocessing, os, time
 import numpy as np
 from pydantic import Field
-from streamprep import Params, Reject, operation
+from streamprep import Params, Reject, hookimpl, operation
+
+@hookimpl
+def make_sinks(config):
+    """Fail in the workers, not in the daemon, when asked to."""
+    if multiprocessing.parent_process() is not None:
+        if os.environ.get("SHINE_SETUP") == "raise":
+            raise RuntimeError("no licence on this machine")
+        if os.environ.get("SHINE_SETUP") == "exit":
+            os._exit(4)
+    return []
 
 class Shine(Params):
     """Add light."""
@@ -178,6 +188,38 @@ def test_a_plugin_that_misbehaves_costs_its_own_job_only(
     told = session.call("status", "--tracebacks", env=installed).stdout
     assert "(2 attempts)" in told
     assert ("the lamp is broken" in told and "Traceback" in told) or how != "raise"
+
+
+@pytest.mark.parametrize(
+    ("how", "setup", "words"),
+    [
+        ("raise", "", "trouble failed on 2 items in a row, the last with: trouble: RuntimeError: the lamp is broken"),
+        ("signal", "", "trouble failed on 2 items in a row, the last with: trouble: its worker process died"),
+        ("hang", "", "trouble failed on 2 items in a row, the last with: trouble: took longer than"),
+        (
+            "",
+            "raise",
+            "a worker process failed on 2 items in a row, the last with: a worker process cannot be set up: ",
+        ),
+        ("", "exit", "worker processes die before they take up any work"),
+    ],
+)
+def test_what_fails_on_every_item_stops_the_session_and_names_itself(
+    session: Session, installed: dict[str, str], how: str, setup: str, words: str
+) -> None:
+    if how:
+        session.append(f'[micrographs.trouble]\nhow = "{how}"\nwhere = "mic"\n')
+    session.edit("[session]\n", "[session]\njob_timeout_seconds = 2\nmax_attempts = 3\nstop_after_failures = 2\n")
+    done = session.once(env={**installed, "SHINE_SETUP": setup})
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert words in done.stdout, done.stdout
+    assert ("no licence on this machine" in done.stdout) == (setup == "raise")
+    if setup == "exit":
+        assert "attempts)" not in session.call("status", env=installed).stdout, "what no worker had lost no attempt"
+    if setup:
+        assert session.call("retry", env=installed).returncode == 0
+        assert session.once(env=installed).returncode == 0, "corrected, it goes on"
+        check_invariants(session.output)
 
 
 @pytest.mark.parametrize(

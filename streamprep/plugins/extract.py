@@ -16,6 +16,9 @@ from streamprep.em.fourier import fourier_crop
 from streamprep.model import Array, FloatArray
 
 
+_FAR_PX = float(1 << 31)
+
+
 class Extract(Params):
     """Cut a square box around each coordinate."""
 
@@ -39,8 +42,11 @@ class Extract(Params):
 
 
 def box_corners(xy_px: FloatArray, box_size_px: int) -> npt.NDArray[np.int64]:
-    """First pixel (x, y) of each box: round(centre) − box // 2, halves rounded up; shape (n, 2)."""
-    return np.floor(xy_px + 0.5).astype(np.int64) - box_size_px // 2
+    """First pixel (x, y) of each box: round(centre) − box // 2, halves rounded up; shape (n, 2).
+
+    Centres beyond 2³¹ px, which no image has, are taken as 2³¹, so that every finite number makes a place.
+    """
+    return np.floor(xy_px + 0.5).clip(-_FAR_PX, _FAR_PX).astype(np.int64) - box_size_px // 2
 
 
 def boxes_inside(xy_px: FloatArray, box_size_px: int, shape_px: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -100,7 +106,7 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
         x, y = coordinates.xy_px[~on_image][0]
         said = (
             f"{int((~on_image).sum())} of {len(coordinates)} coordinates lie outside the {nx}×{ny} px micrograph, "
-            f"the first at x = {x:.1f}, y = {y:.1f}"
+            f"the first at x = {x:.6g}, y = {y:.6g}"
         )
         source = ctx.companions.get("coordinates", ctx.item.path)
         if not on_image.any():

@@ -419,6 +419,15 @@ def test_a_box_of_another_variance_is_an_outlier() -> None:
 # --- the same every time ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", [1e300, -1e300, 1e18, -(2.0**63)])
+def test_particles_far_outside_keep_nothing_out(far: float) -> None:
+    micrograph = tiny_micrograph(shape_px=(96, 80))
+    one, _ = picks_of(np.array([[40.0, 40.0]]), micrograph, number=4, box_size_px=16)
+    other, _ = picks_of(np.array([[40.0, 40.0], [far, 20.0], [20.0, far]]), micrograph, number=4, box_size_px=16)
+    assert other.xy_px.tolist() == one.xy_px.tolist()
+
+
 def test_picks_depend_on_the_micrograph_and_the_seed_only() -> None:
     centres = tiny_coordinates(6, (200, 300), 16).xy_px
     micrograph = tiny_micrograph((200, 300))

@@ -1,0 +1,285 @@
+"""What people and programs do to the folders of a session: files torn, moved, taken away, folders renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamprep import hookimpl
+from streamprep.config import load
+from streamprep.engine import Engine
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from streamprep.workers import InlineExecutor
+from tests.conftest import Session
+from tests.outputs import check_invariants, read_table, rows_of
+
+
+def micrographs(session: Session) -> list[str]:
+    return sorted(read_table(session.output / "particles.star")[1]["rlnMicrographName"].unique())
+
+
+def done_without_fault(session: Session, count: int = 3) -> None:
+    done = session.once()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} micrographs done, 0 waiting, 0 failed, 0 rejected" in done.stdout
+    check_invariants(session.output)
+
+
+# --- while a job is about to run --------------------------------------------------------------------------------------
+
+
+class Meddler:
+    """Does something to a file right after the first job with it was claimed, before it runs."""
+
+    def __init__(self, item: str, meddle: Callable[[], Any]) -> None:
+        self.item, self.meddle, self.starts = item, meddle, 0
+
+    @hookimpl
+    def item_started(self, item: str) -> None:
+        if item == self.item:
+            self.starts += 1
+            if self.starts == 1:
+                self.meddle()
+
+
+def run_with(session: Session, meddle: Callable[[], Any]) -> tuple[Any, Meddler]:
+    config = load(session.config, ["session.device=cpu", "session.settle_seconds=0", "session.poll_seconds=0.1"])
+    plugins = load_plugins(environ={})
+    meddler = Meddler("Micrographs/mic_0001", meddle)
+    plugins.manager.register(meddler)
+    engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
+    return engine.run(), meddler
+
+
+@pytest.mark.parametrize("how", ["torn", "empty", "gone"])
+def test_a_table_that_is_torn_when_its_job_runs_fails_no_micrograph(session: Session, how: str) -> None:
+    table = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    whole = table.read_bytes()
+
+    def tear() -> None:
+        if how == "gone":
+            table.unlink()
+        else:
+            table.write_bytes(whole[: len(whole) - 12] if how == "torn" else b"")
+
+    last, _ = run_with(session, tear)
+    assert last.jobs["done"] == 2
+    assert "failed" not in last.jobs
+    assert [(item, reason) for item, reason, _ in last.waiting] == [("Micrographs/mic_0001", "waits for coordinates")]
+    table.write_bytes(whole)
+    done_without_fault(session)
+
+
+def test_coordinates_altered_behind_size_time_and_inode_are_the_ones_used(session: Session) -> None:
+    table = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    before = table.stat()
+
+    def alter() -> None:
+        text = table.read_text()
+        first = next(line for line in text.splitlines() if line[:1].isdigit() or line.strip()[:1].isdigit())
+        other = first.replace(first.strip()[0], "9" if first.strip()[0] != "9" else "8", 1)
+        with table.open("r+") as file:
+            file.write(text.replace(first, other, 1))
+        os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    last, meddler = run_with(session, alter)
+    assert table.stat().st_mtime_ns == before.st_mtime_ns
+    assert table.stat().st_size == before.st_size
+    assert last.jobs == {"done": 3, "superseded": 1}
+    assert meddler.starts == 2
+
+
+def test_a_table_that_never_says_the_same_twice_is_given_up(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader whose digests are not repeatable must not keep the daemon busy for ever."""
+    from streamprep import workers
+
+    table = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    companion = workers._companion
+
+    def unstable(worker: Any, made: Any, path: Path) -> Any:
+        if path == table:
+            raise workers._Stale(made, f"{path} no longer says what it said")
+        return companion(worker, made, path)
+
+    monkeypatch.setattr(workers, "_companion", unstable)
+    monkeypatch.setattr("streamprep.engine.MOST_DOUBTS", 2)
+    last, _ = run_with(session, lambda: None)
+    assert last.jobs == {"done": 2, "failed": 1}
+    assert "no longer says what it said" in last.failures[0]["reason"]
+
+
+# --- files moved and taken away ---------------------------------------------------------------------------------------
+
+
+def test_micrographs_moved_into_a_sub_folder_are_the_same(session: Session) -> None:
+    folder = session.folder / "Micrographs"
+    late = session.folder / "late.star"
+    shutil.move(session.folder / "Coordinates" / "mic_0003_autopick.star", late)
+    assert "2 micrographs done, 1 waiting" in session.once().stdout
+    (folder / "grid1").mkdir()
+    for number in (1, 2, 3):
+        (folder / f"mic_000{number}.mrc").rename(folder / "grid1" / f"mic_000{number}.mrc")
+    before = rows_of(session.output / "particles.star")
+    again = session.once()
+    assert "2 micrographs done, 1 waiting" in again.stdout
+    assert "could belong" not in again.stdout
+    assert rows_of(session.output / "particles.star") == before
+    shutil.move(late, session.folder / "Coordinates" / "mic_0003_autopick.star")
+    done_without_fault(session)
+    assert micrographs(session) == [
+        "Micrographs/grid1/mic_0003.mrc", "Micrographs/mic_0001.mrc", "Micrographs/mic_0002.mrc",
+    ]  # fmt: skip
+
+
+def test_a_waiting_micrograph_that_is_removed_waits_no_longer(session: Session) -> None:
+    (session.folder / "Coordinates" / "mic_0003_autopick.star").unlink()
+    assert "1 waiting" in session.once().stdout
+    (session.folder / "Micrographs" / "mic_0003.mrc").unlink()
+    done_without_fault(session, 2)
+
+
+def test_micrographs_of_other_weighting_leave_one_set_in_any_order(session: Session) -> None:
+    """The aligned and the dose-weighted image of one exposure; the picks are of the first."""
+    folder = session.folder / "Micrographs"
+    plain = folder / "mic_0001.mrc"
+    aside = session.folder / "aside.mrc"
+    shutil.move(plain, aside)
+    shutil.copy(aside, folder / "mic_0001_DW.mrc")
+    done_without_fault(session)
+    assert "Micrographs/mic_0001_DW.mrc" in micrographs(session)
+    shutil.move(aside, plain)
+    late = session.once()
+    assert "3 micrographs done, 1 waiting" in late.stdout, late.stdout
+    assert "waiting: Micrographs/mic_0001_DW: waits for coordinates" in late.stdout
+    assert micrographs(session) == [f"Micrographs/mic_000{number}.mrc" for number in (1, 2, 3)]
+    check_invariants(session.output)
+
+
+# --- the configuration and the folders it names ----------------------------------------------------------------------
+
+
+def test_a_renamed_watched_folder_keeps_its_results(session: Session) -> None:
+    done_without_fault(session)
+    before = rows_of(session.output / "particles.star")
+    (session.folder / "Micrographs").rename(session.folder / "Aligned")
+    session.edit('"Micrographs"', '"Aligned"')
+    done_without_fault(session)
+    assert rows_of(session.output / "particles.star") == before
+    shutil.copy(session.folder / "Aligned" / "mic_0001.mrc", session.folder / "Aligned" / "mic_0004.mrc")
+    waits = session.once()
+    assert "waiting: Micrographs/mic_0004: waits for c" in waits.stdout
+
+
+def test_a_folder_of_the_same_name_put_first_takes_nothing_over(session: Session) -> None:
+    done_without_fault(session)
+    before = rows_of(session.output / "particles.star")
+    other = session.folder / "grid2" / "Micrographs"
+    other.mkdir(parents=True)
+    session.edit('"Micrographs"', '"grid2/Micrographs", "Micrographs"')
+    done_without_fault(session)
+    assert rows_of(session.output / "particles.star") == before
+    shutil.copy(session.folder / "Micrographs" / "mic_0001.mrc", other / "mic_0009.mrc")
+    assert "waiting: Micrographs_2/mic_0009: waits for c" in session.once().stdout
+
+
+def test_a_session_moved_as_a_whole_has_nothing_to_do_twice(session: Session) -> None:
+    done_without_fault(session)
+    before = rows_of(session.output / "particles.star")
+    moved = Session(session.folder.rename(session.folder.with_name("elsewhere")))
+    done_without_fault(moved)
+    assert rows_of(moved.output / "particles.star") == before
+
+
+def test_other_coordinates_take_the_place_of_those_not_watched_any_more(session: Session) -> None:
+    done_without_fault(session)
+    picks = session.folder / "Coordinates"
+    shutil.copytree(picks, session.folder / "Better")
+    table = session.folder / "Better" / "mic_0002_autopick.star"
+    rows = table.read_text().splitlines()
+    last = max(index for index, line in enumerate(rows) if line.strip())
+    table.write_text("\n".join(rows[:last]) + "\n")
+    count = len(read_table(session.output / "particles.star")[1])
+    session.edit('"Coordinates"', '"Better"')
+    done = session.once()
+    assert "3 micrographs done, 0 waiting" in done.stdout, done.stdout
+    assert len(read_table(session.output / "particles.star")[1]) == count - 1
+    check_invariants(session.output)
+
+
+def test_a_corrected_ctf_table_takes_the_place_of_the_wrong_one(session: Session) -> None:
+    table = session.folder / "micrographs_ctf.star"
+    lines = table.read_text().splitlines(keepends=True)
+    wrong = session.folder / "wrong.star"
+    wrong.write_text("".join(line for line in lines if "mic_0003" not in line))
+    session.edit('"micrographs_ctf.star"', '"wrong.star"')
+    assert "2 micrographs done, 1 waiting" in session.once().stdout
+    session.edit('"wrong.star"', '"micrographs_ctf.star"')
+    done_without_fault(session)
+
+
+def test_corrected_suffixes_hold_for_what_is_there(session: Session) -> None:
+    for path in sorted((session.folder / "Coordinates").glob("*_autopick.star")):
+        path.rename(path.with_name(path.name.replace("_autopick", "_mine")))
+    assert "0 micrographs done, 3 waiting" in session.once().stdout
+    session.append('[matching]\nsuffixes = ["_mine"]\n')
+    done_without_fault(session)
+
+
+@pytest.mark.parametrize("how", ["dots", "link", "inside", "around"])
+def test_an_output_in_a_watched_folder_is_refused_however_it_is_written(session: Session, how: str) -> None:
+    (session.folder / "link").symlink_to("Micrographs")
+    output = {
+        "dots": "Coordinates/../Micrographs/out",
+        "link": "link/out",
+        "inside": "Micrographs/out",
+        "around": "../session",
+    }[how]
+    refused = session.once("--set", f"session.output={output}")
+    assert refused.returncode == 2
+    assert "watched folders are never written to" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("watch", "words"),
+    [
+        ('["Micrographs", "Coordinates/../Micrographs"]', "is watched twice"),
+        ('[".", "Micrographs"]', "lies inside"),
+    ],
+)
+def test_folders_watched_twice_are_refused(session: Session, watch: str, words: str) -> None:
+    refused = session.once("--set", f"session.watch={watch}", "--set", "session.output=../out")
+    assert refused.returncode == 2
+    assert words in refused.stderr
+
+
+def test_watching_the_folder_around_is_refused_when_it_would_double_everything(session: Session) -> None:
+    (session.folder / "all").mkdir()
+    (session.folder / "Micrographs").rename(session.folder / "all" / "Micrographs")
+    session.edit('"Micrographs"', '"all/Micrographs"')
+    done_without_fault(session)
+    session.edit('"all/Micrographs"', '"all"')
+    refused = session.once()
+    assert refused.returncode == 2
+    assert "would come in again under other names" in refused.stderr
+    session.edit('"all"', '"all/Micrographs"')
+    done_without_fault(session)
+
+
+def test_a_folder_called_as_a_kind_of_file_has_a_label_of_its_own(session: Session) -> None:
+    """A watched folder called as a kind of file must not be taken for that kind's pattern."""
+    (session.folder / "Micrographs").rename(session.folder / "ctf")
+    session.edit('"Micrographs"', '"ctf"')
+    table = session.folder / "micrographs_ctf.star"
+    table.write_text(table.read_text().replace("Micrographs/", "ctf/"))
+    done_without_fault(session)
+    config = load(session.config)
+    plugins = load_plugins(environ={})
+    engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
+    assert [source.label for source in engine.sources] == ["ctf", "ctf_2", "Coordinates"]
+    engine.run()
