@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import itertools
 import logging
 import os
 import queue
@@ -34,6 +35,8 @@ REMOTE_FILE_SYSTEMS = (
 
 TEMPORARY_ENDINGS = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", ".lock", "~")
 TEMPORARY_FOLDERS = (".~tmp~",)
+
+LISTED_AT_ONCE = 5000
 
 Missing = Callable[[Path, int, bytes], str | None]
 
@@ -351,28 +354,27 @@ class Watcher:
                 if place in seen:
                     continue
                 seen.add(place)
-                with os.scandir(source.root / folder) as entries:
-                    listed = sorted(entries, key=lambda entry: entry.name)
+                for entry in _entries(source.root / folder):
+                    relative = f"{folder}/{entry.name}" if folder else entry.name
+                    try:
+                        is_link, is_folder = entry.is_symlink(), entry.is_dir()
+                    except OSError:
+                        continue
+                    if is_temporary(relative) or self._is_excluded(
+                        os.path.realpath(entry.path) if is_link else entry.path
+                    ):
+                        continue
+                    if is_folder:
+                        if (links or not is_link) and (source.depth is None or relative.count("/") < source.depth):
+                            (folders.appendleft if is_link else folders.append)(relative)
+                    elif source.wants(relative):
+                        yield number, relative
             except OSError as error:
                 gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
                 if not (folder and gone):  # a sub-folder may go away at any time, a watched folder not
                     key = f"scan {source.root / folder}"
                     self._unlisted.add(key)
                     self._trouble(key, f"{source.root / folder}: {error.strerror}; not scanned")
-                continue
-            for entry in listed:
-                relative = f"{folder}/{entry.name}" if folder else entry.name
-                try:
-                    is_link, is_folder = entry.is_symlink(), entry.is_dir()
-                except OSError:
-                    continue
-                if is_temporary(relative) or self._is_excluded(os.path.realpath(entry.path) if is_link else entry.path):
-                    continue
-                if is_folder:
-                    if (links or not is_link) and (source.depth is None or relative.count("/") < source.depth):
-                        (folders.appendleft if is_link else folders.append)(relative)
-                elif source.wants(relative):
-                    yield number, relative
 
     def _consider(self, number: int, relative: str, now: float) -> None:
         if is_temporary(relative):
@@ -445,6 +447,13 @@ class Watcher:
     def _finish(self, key: tuple[int, str], problem: str | None, head: bytes = b"") -> Arrival | None:
         candidate = self._candidates.pop(key)
         return Arrival(self.sources[key[0]], key[1], candidate.identity, head, problem)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, by name; a folder of very many in parts, so that its listing takes no more memory."""
+    with os.scandir(folder) as entries:
+        while part := sorted(itertools.islice(entries, LISTED_AT_ONCE), key=lambda entry: entry.name):
+            yield from part
 
 
 def _place_of(found: os.stat_result) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from streamprep.arrays import array_namespace
 from streamprep.em.fourier import fourier_crop
 from streamprep.model import Array, FloatArray
 
-
 _FAR_PX = float(1 << 31)
 
 
