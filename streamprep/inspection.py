@@ -5,6 +5,7 @@ While the daemon runs it alone has the ledger; it is seen through ``status.json`
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
         Nothing was processed with this plan so far.
     """
     output = _existing(config, plan)
-    lock = try_lock(output)
+    lock = try_lock(output, shared=True)
     if lock is None:
         path = output / STATE_FOLDER / "status.json"
         try:
@@ -106,7 +107,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
 def retry(config: Config, plan: Plan, name: str | None) -> str:
     """Ask for failed items to be taken up again; returns what was done."""
     output = _existing(config, plan)
-    lock = try_lock(output)
+    lock = try_lock(output, shared=True)
     if lock is None:
         request = output / STATE_FOLDER / f"request-{time.time_ns()}.json"
         request.write_text(json.dumps({"name": name}))
@@ -122,6 +123,15 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
 
 def _existing(config: Config, plan: Plan) -> Path:
     output, exists = find_output(config, plan)
-    if not exists:
-        raise ConfigError(f"{output}: nothing was processed with this configuration so far; streamprep run begins")
-    return output
+    if exists:
+        return output
+    wanted = config.resolve(config.session.output)
+    numbered = sorted(wanted.parent.glob(f"{glob.escape(wanted.name)}_[0-9]*"))
+    others = [str(folder) for folder in (wanted, *numbered) if (folder / STATE_FOLDER).exists()]
+    if others:
+        raise ConfigError(
+            f"nothing was processed with this plan so far; {', '.join(others)} "
+            f"{'hold' if len(others) > 1 else 'holds'} results of another plan. To look at those, give the "
+            "configuration and the --set values of their run"
+        )
+    raise ConfigError(f"{output}: nothing was processed with this configuration so far; streamprep run begins")

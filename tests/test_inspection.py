@@ -1,0 +1,72 @@
+"""Looking at a session from outside: `streamprep status` and `streamprep retry`, beside a daemon and without one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+
+from streamprep import session as sessions
+from streamprep.model import ConfigError
+from tests.conftest import Session
+
+
+@pytest.mark.parametrize("verb", ["status", "retry"])
+def test_another_plan_than_that_of_the_results_names_them(session: Session, verb: str) -> None:
+    changed = ("--set", "particles.normalize.method=new")
+    assert session.once("--quiet", *changed).returncode == 0
+    told = session.call(verb)
+    assert told.returncode == 2
+    assert f"{session.output} holds results of another plan" in told.stderr
+    assert "the configuration and the --set values of their run" in told.stderr
+    assert session.call(verb, *changed).returncode == 0
+
+
+def test_those_who_look_share_the_lock_and_leave_it_as_it_is(session: Session) -> None:
+    assert session.once("--quiet").returncode == 0
+    lock = session.output / ".streamprep" / "lock"
+    owner = lock.read_text()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert json.loads(session.call("status", "--json").stdout)["daemon"] == "not running"
+        assert "0 failed items" in session.call("retry").stdout
+    assert lock.read_text() == owner
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    (tmp_path / ".streamprep").mkdir()
+    return tmp_path
+
+
+def test_a_start_waits_for_those_who_look(output: Path) -> None:
+    looking = sessions.try_lock(output, shared=True)
+    assert looking is not None
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            looking.close()
+
+    with sessions._lock(output, sleep):
+        assert len(waited) == 3
+        assert sessions.try_lock(output, shared=True) is None
+
+
+def test_a_start_does_not_wait_for_ever(output: Path) -> None:
+    waited: list[float] = []
+    with sessions.try_lock(output, shared=True) as looking:  # type: ignore[union-attr]
+        assert looking.readable()
+        with pytest.raises(ConfigError, match="status or retry is still looking at it"):
+            sessions._lock(output, waited.append)
+    assert 1 < sum(waited) < 3
+
+
+def test_a_start_beside_a_daemon_is_refused_at_once(output: Path) -> None:
+    waited: list[float] = []
+    with sessions._lock(output), pytest.raises(ConfigError, match="another streamprep is at work here"):
+        sessions._lock(output, waited.append)
+    assert waited == []
