@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,25 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
     output = _existing(config, plan)
     lock = try_lock(output, shared=True)
     if lock is None:
-        path = output / STATE_FOLDER / "status.json"
-        try:
-            written = path.stat().st_mtime
-            report: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{output}: the daemon is starting; ask again in a moment ({error})") from error
-        return {"daemon": "running", "age_seconds": round(time.time() - written, 1), **report}
+        return {"daemon": "running", **_last_written(output)}
     with lock:
+        if not os.access(output / STATE_FOLDER, os.W_OK):  # another user's: opening a ledger writes
+            return {"daemon": "not running", **_last_written(output)}
         ledger = open_ledger(output, config, plan)
         try:
             return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
         finally:
             ledger.close()
+
+
+def _last_written(output: Path) -> dict[str, Any]:
+    path = output / STATE_FOLDER / "status.json"
+    try:
+        written = path.stat().st_mtime
+        report: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{output}: no state was written yet; ask again in a moment ({error})") from error
+    return {"age_seconds": round(time.time() - written, 1), **report}
 
 
 def _from_ledger(ledger: Ledger) -> dict[str, Any]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from streamprep import inspection
 from streamprep import session as sessions
+from streamprep.config import load
 from streamprep.model import ConfigError
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
 from tests.conftest import Session
 
 
@@ -33,6 +38,19 @@ def test_those_who_look_share_the_lock_and_leave_it_as_it_is(session: Session) -
         assert json.loads(session.call("status", "--json").stdout)["daemon"] == "not running"
         assert "0 failed items" in session.call("retry").stdout
     assert lock.read_text() == owner
+
+
+def test_another_user_sees_the_last_state_of_a_session_that_has_ended(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session.once("--quiet").returncode == 0
+    state = session.output / ".streamprep"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != state)
+    monkeypatch.setattr(inspection, "open_ledger", None)
+    config = load(session.config)
+    report = inspection.look(config, resolve(config, load_plugins()))
+    assert (report["daemon"], report["jobs"]) == ("not running", {"done": 3})
+    assert "3 done, 0 in work" in inspection.report_text(report)
 
 
 @pytest.fixture
