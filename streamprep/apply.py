@@ -120,6 +120,7 @@ def apply(
         pixel_size_angstrom=pixel_size,
         stack=lane == "particles",
         label=f"streamprep: {', '.join(operations)}",
+        template=source,
     )
     unfinished.replace(target)  # whole or not at all, also where the target is the source
     return warnings
