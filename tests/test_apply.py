@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -290,6 +292,38 @@ def test_a_folder_is_no_file(run: Apply, tmp_path: Path) -> None:
         run("invert", source=tmp_path)
     with pytest.raises(ConfigError, match="this is a folder; give the name of a file to write"):
         run("invert", target=".")
+
+
+def test_an_output_that_is_no_regular_file_is_refused(run: Apply, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe: this is no regular file; give the name of a file to write"):
+        run("invert", target="pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_output_that_is_a_link_is_written_where_it_points_to(run: Apply, tmp_path: Path, there: bool) -> None:
+    (tmp_path / "far").mkdir()
+    pointed = tmp_path / "far" / "real.mrcs"
+    if there:
+        pointed.write_bytes(b"old")
+    (tmp_path / "out.mrcs").symlink_to(pointed)
+    run("invert")
+    assert (tmp_path / "out.mrcs").readlink() == pointed
+    np.testing.assert_array_equal(mrc.read(pointed).pixels, -images())
+
+
+def test_an_output_that_cannot_be_written_is_named_and_leaves_nothing(
+    run: Apply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(mrc, "write", half)
+    with pytest.raises(ConfigError, match=r"/out\.mrcs: cannot be written: No space left on device"):
+        run("invert")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mrcs"]
 
 
 def test_the_folder_of_the_output_must_exist(run: Apply, tmp_path: Path) -> None:
