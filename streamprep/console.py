@@ -7,13 +7,15 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,8 @@ from streamprep.hookspecs import hookimpl
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
+ROOMY_LINES = 16
+"""Lower terminals see the numbers and the troubles only."""
 
 MODE_COLOURS = {
     "running": "green",
@@ -91,38 +95,60 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
     parts: list[RenderableType] = [head]
     if snapshot.message:
         parts.append(Text(clean(snapshot.message), style=f"bold {colour}"))
-    parts += [Text(clean(trouble), style="yellow") for trouble in snapshot.degraded[:3]]
-    parts.append(Text(" → ".join(snapshot.plan), style="dim"))
+    roomy = height >= ROOMY_LINES
+    parts += [Text(clean(trouble), style="yellow") for trouble in snapshot.degraded[: 3 if roomy else 1]]
+    if roomy:
+        parts.append(Text(" → ".join(snapshot.plan), style="dim"))
 
     jobs = snapshot.jobs
-    counts = Table.grid(padding=(0, 3))
-    counts.add_row(
+    running = snapshot.running[: snapshot.workers]  # the pool has more, but they wait in it
+    counts = (
         _number("done", jobs.get("done", 0), "green"),
-        _number("in work", jobs.get("claimed", 0), "cyan"),
-        _number("queued", jobs.get("ready", 0), "cyan"),
+        _number("in work", len(running), "cyan"),
+        _number("queued", jobs.get("ready", 0) + max(0, jobs.get("claimed", 0) - len(running)), "cyan"),
         _number("waiting", snapshot.waiting_count, "yellow"),
         _number("settling", snapshot.settling, "white"),
         _number("failed", snapshot.failed, "red"),
         _number("rejected", jobs.get("rejected", 0), "magenta"),
         _number("warnings", snapshot.warnings, "yellow"),
     )
-    parts.append(counts)
+    parts.append(Text("   ").join(counts))
     rates = f"{snapshot.micrographs_per_hour:,.0f} micrographs/h  ·  {snapshot.particles_per_second:,.1f} particles/s"
     if snapshot.oldest_seconds:
         rates += f"  ·  oldest in the queue {duration(snapshot.oldest_seconds)}"
     parts.append(Text(rates))
     if snapshot.rows:
         parts.append(Text("   ".join(f"{name} {count:,}" for name, count in snapshot.rows.items()), style="bold"))
-    if snapshot.operation_seconds:
+    if snapshot.operation_seconds and roomy:
         times = "   ".join(f"{name} {1000 * mean:.0f} ms" for name, mean in snapshot.operation_seconds.items())
         parts.append(Text(f"per micrograph: {times}", style="dim"))
 
-    room = max(2, (height - len(parts) - 6) // 3)
-    parts += _list("in work", [(name, duration(age)) for name, age in snapshot.running], room, "cyan")
-    parts += _list("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], room, "yellow")
-    failures = [(row["file"], f"{row['reason']}") for row in snapshot.failures]
-    parts += _list("last failures", failures, max(1, room // 2), "red", wrap=True)
-    return Panel(Group(*parts), title=f"streamprep  {clean(snapshot.output)}", title_align="left", border_style=colour)
+    lists = [
+        ("in work", [(name, duration(age)) for name, age in running], "cyan"),
+        ("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], "yellow"),
+        ("last failures", [(row["file"], row["reason"]) for row in snapshot.failures], "red"),
+    ]
+    lists = [made for made in lists if made[1]]
+    left = height - 2 - len(parts)
+    while lists and left // len(lists) < 2:
+        del lists[0]  # the counts above say as much
+    for title, rows, shade in lists:
+        parts += _list(title, rows, left // len(lists) - 1, shade, wrap=title == "last failures")
+    title = f"streamprep  {clean(snapshot.output)}"
+    return Panel(_Cut(Group(*parts), height - 2), title=title, title_align="left", border_style=colour)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What is drawn, no higher than some lines, however it wraps."""
+
+    drawn: RenderableType
+    lines: int
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.drawn, options.reset_height())[: self.lines]:
+            yield from line
+            yield Segment.line()
 
 
 def _number(name: str, value: int, colour: str) -> Text:
@@ -132,8 +158,6 @@ def _number(name: str, value: int, colour: str) -> Text:
 def _list(
     title: str, rows: list[tuple[str, str]], room: int, colour: str, *, wrap: bool = False
 ) -> list[RenderableType]:
-    if not rows:
-        return []
     table = Table.grid(padding=(0, 2))
     width = min(48, max(len(clean(name)) for name, _ in rows[:room]))
     table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, max_width=width, style=colour)

@@ -80,14 +80,13 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
         lines.append(str(report["message"]))
     lines += [f"degraded: {trouble}" for trouble in report.get("degraded", ())]
     jobs = report["jobs"]
-    counts = [
-        f"{jobs.get(state, 0)} {name}"
-        for state, name in (("done", "done"), ("claimed", "in work"), ("ready", "queued"))
-    ]
+    busy = min(len(report.get("running", ())), report.get("workers", 0))
     lines.append(
         ", ".join(
             [
-                *counts,
+                f"{jobs.get('done', 0)} done",
+                f"{busy} in work",
+                f"{jobs.get('ready', 0) + max(0, jobs.get('claimed', 0) - busy)} queued",
                 f"{report['waiting_count']} waiting",
                 f"{report['failed']} failed",
                 f"{jobs.get('rejected', 0)} rejected",

@@ -54,7 +54,7 @@ def drawn(snapshot: Snapshot, width: int = 110, height: int = 30) -> str:
 def test_the_view_shows_what_a_facility_asks() -> None:
     text = drawn(SNAPSHOT)
     for words in (
-        "running", "1 min 15 s", "12 done", "2 in work", "3 queued", "1 waiting", "1 failed", "1 rejected", "560",
+        "running", "1 min 15 s", "12 done", "1 in work", "4 queued", "1 waiting", "1 failed", "1 rejected", "560",
         "46.7 particles/s", "1 min 01 s", "particles.star 3,360", "Micrographs/mic_12", "waits for coordinates",
         "Micrographs/mic_13", "truncated", "nfs4", "3.0 GiB free", "normalize 12 ms", "extract.extract",
     ):  # fmt: skip
@@ -152,6 +152,49 @@ def test_live_view_starts_draws_and_ends() -> None:
     console.run_stopped(dataclasses.replace(SNAPSHOT, mode="finished"))
     assert "finished" in stream.getvalue()
     assert "results in /data/session/streamprep_out" in stream.getvalue()
+
+
+def full(many: int) -> Snapshot:
+    """A session with ``many`` of everything."""
+    name = "Micrographs/a_very_long_name_of_a_micrograph_{:05d}".format
+    failure = dict(SNAPSHOT.failures[0], reason="normalize: ValueError: a reason that is so long that it wraps " * 3)
+    return dataclasses.replace(
+        SNAPSHOT,
+        message="paused, the disk is full: 3 MiB free, the reserve is 512 MiB (reserve_mib)",
+        workers=8,
+        running=tuple((name(index), 0.4) for index in range(many)),
+        waiting=tuple((name(index), "waits for coordinates", 1.0) for index in range(many)),
+        failures=tuple(dict(failure, file=name(index)) for index in range(many)),
+        degraded=("/data is on nfs4, which gives no events: scanning it instead",) * many,
+    )
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 110, 200])
+@pytest.mark.parametrize("many", [0, 1, 5, 20])
+def test_the_view_fits_any_terminal(many: int, width: int) -> None:
+    for height in range(8, 41):
+        lines = drawn(full(many), width, height).splitlines()
+        assert len(lines) <= height, height
+        assert max(map(len, lines)) <= width
+        assert lines[0].startswith("╭")
+        assert lines[-1].startswith("╰"), "the frame is whole"
+
+
+@pytest.mark.parametrize(("height", "shown"), [(12, ("paused", "done", "micrographs/h")), (24, ("last failures",))])
+def test_a_small_terminal_shows_what_matters(height: int, shown: tuple[str, ...]) -> None:
+    text = drawn(full(5), 80, height)
+    for words in shown:
+        assert words in text
+
+
+def test_no_more_is_in_work_than_there_are_workers() -> None:
+    """The pool holds twice as many jobs as it has workers; the rest is queued."""
+    running = tuple((f"Micrographs/mic_{index}", 0.4) for index in range(4))
+    text = drawn(dataclasses.replace(SNAPSHOT, jobs={"claimed": 4, "ready": 3}, running=running))
+    assert "2 in work" in text
+    assert "5 queued" in text
+    assert "mic_1 " in text
+    assert "mic_2 " not in text
 
 
 @given(st.floats(0, 1e7))
