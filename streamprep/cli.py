@@ -161,11 +161,20 @@ def _session(path: Path, overrides: list[str] | None, *, once: bool, new_set: bo
     from streamprep.engine import Engine
 
     engine = Engine(config, plugins, plan, once=once, new_set=new_set)
-    _log_to(engine.output / ".streamprep" / "log")
-    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
-    engine.handle_signals()
-    last = engine.run()
+    console = _prepare_session(engine, plugins, style)
+    try:
+        last = engine.run()
+    finally:
+        console.restore()
     return 1 if last.mode == "stopped" or (once and last.failed) else 0
+
+
+def _prepare_session(engine: Any, plugins: Plugins, style: str) -> Any:
+    _log_to(engine.output / ".streamprep" / "log")
+    console = importlib.import_module("streamprep.console").Console(style)
+    plugins.manager.register(console, name="console")
+    engine.handle_signals(console.restore)
+    return console
 
 
 def _log_to(folder: Path) -> None:
@@ -420,12 +429,6 @@ def demo(
     from streamprep import demonstration
 
     started = time.monotonic()
-    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _session_of_demo)
+    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _prepare_session)
     _out(f"done in {time.monotonic() - started:.0f} s")
     raise typer.Exit(code)
-
-
-def _session_of_demo(engine: Any, plugins: Plugins, style: str) -> None:
-    _log_to(engine.output / ".streamprep" / "log")
-    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
-    engine.handle_signals()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import termios
 import time
@@ -41,11 +43,25 @@ def _hide_control_characters() -> list[Any] | None:
     try:
         before = termios.tcgetattr(sys.stdin)
         quiet = termios.tcgetattr(sys.stdin)
-        quiet[3] &= ~termios.ECHOCTL
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     except (termios.error, ValueError, OSError):
         return None
+    quiet[3] &= ~termios.ECHOCTL
+    _set_terminal(quiet)
     return before
+
+
+def _set_terminal(settings: list[Any]) -> None:
+    with contextlib.suppress(termios.error, ValueError, OSError):
+        if not _in_background():
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
+
+
+def _in_background() -> bool:
+    """Whether the shell has put this process behind; the kernel would stop it for changing the terminal."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
+    except OSError:  # not the terminal that controls this process
+        return False
 
 
 def clean(text: object) -> str:
@@ -208,6 +224,7 @@ class Console:
         self._snapshot: Any = None
         self._next_line = 0.0
         self._terminal: list[Any] | None = None
+        self._size = self._rich.size
 
     @hookimpl
     def run_started(self, plan: Any, config: Any) -> None:
@@ -223,9 +240,12 @@ class Console:
             self._line(f"streamprep: watching {', '.join(config.session.watch)}; {steps}")
 
     def _render(self) -> RenderableType:
+        if self._size != self._rich.size:  # the terminal has wrapped what was drawn anew
+            self._size = self._rich.size
+            self._rich.clear()
         if self._snapshot is None:
             return Text("starting")
-        return view(self._snapshot, height=self._rich.size.height)
+        return view(self._snapshot, height=self._size.height)
 
     @hookimpl
     def item_finished(self, item: str, state: str, reason: str | None) -> None:
@@ -270,14 +290,27 @@ class Console:
         self._snapshot = snapshot
         if self._live is not None:
             self._live.stop()  # draws once more
+            self._live = None
             if self._terminal is not None:
-                termios.tcsetattr(sys.stdin, termios.TCSANOW, self._terminal)
+                _set_terminal(self._terminal)
         if self.style == "json":
             jobs, rows = snapshot.jobs, snapshot.rows
             self._event("run_stopped", mode=snapshot.mode, jobs=jobs, rows=rows, waiting=snapshot.waiting_count)
         else:
             for line in summary(snapshot):
                 self._line(line)
+
+    def restore(self) -> None:
+        """Give the terminal back as it was, where the view was not ended.
+
+        Safe in a signal handler: no lock is taken, and nothing of rich is called.
+        """
+        if self._live is None:
+            return
+        if self._terminal is not None:
+            _set_terminal(self._terminal)
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._stream.fileno(), b"\x1b[?25h\n")
 
     def _line(self, text: str) -> None:
         self._stream.write(text + "\n")

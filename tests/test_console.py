@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +25,7 @@ from rich.console import Console as RichConsole
 
 from streamprep.console import Console, clean, duration, summary, view
 from streamprep.snapshot import Snapshot
+from tests.conftest import ROOT, Session
 
 SNAPSHOT = Snapshot(
     output="/data/session/streamprep_out",
@@ -195,6 +207,120 @@ def test_no_more_is_in_work_than_there_are_workers() -> None:
     assert "5 queued" in text
     assert "mic_1 " in text
     assert "mic_2 " not in text
+
+
+# --- on a terminal ---------------------------------------------------------------------------------------------------
+
+TERMINAL_SESSION = """
+import sys, time
+from types import SimpleNamespace
+from streamprep.console import Console
+from tests.test_console import SNAPSHOT
+console = Console("live")
+console.run_started(SimpleNamespace(hash="abc", steps=[]), SimpleNamespace())
+console.snapshot_taken(SNAPSHOT)
+sys.stdin.readline()
+console.restore()
+console.restore()
+"""
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.master, slave = pty.openpty()
+        self.resize(30, 100)
+        self.before = termios.tcgetattr(slave)
+        self.slave, self.shown = slave, b""
+        environment = {**os.environ, "TERM": "xterm"}
+        for name in ("COLUMNS", "LINES", "NO_COLOR"):
+            environment.pop(name, None)
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+
+    def resize(self, lines: int, columns: int) -> None:
+        termios.tcsetwinsize(self.master, (lines, columns))
+
+    def until(self, words: bytes) -> None:
+        """Read until the words were shown after everything read so far."""
+        start, deadline = len(self.shown), time.monotonic() + 60
+        while words not in self.shown[start:]:
+            assert time.monotonic() < deadline, self.shown.decode(errors="replace")
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.shown += os.read(self.master, 1 << 16)
+
+    def end(self) -> int:
+        """Read on until the program ends."""
+        while self.process.poll() is None or select.select([self.master], [], [], 0.1)[0]:
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.shown += os.read(self.master, 1 << 16)
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+    def is_as_before(self) -> bool:
+        return termios.tcgetattr(self.slave) == self.before
+
+    def cursor_is_shown(self) -> bool:
+        return self.shown.rindex(b"\x1b[?25h") > self.shown.rindex(b"\x1b[?25l")
+
+
+@pytest.fixture
+def on_terminal() -> Iterator[Callable[[list[str], Path], Terminal]]:
+    made: list[Terminal] = []
+
+    def start(command: list[str], folder: Path) -> Terminal:
+        made.append(Terminal(command, folder))
+        return made[-1]
+
+    yield start
+    for terminal in made:
+        terminal.close()
+
+
+def test_a_second_interrupt_leaves_the_terminal_as_it_was(
+    empty_session: Session, on_terminal: Callable[[list[str], Path], Terminal]
+) -> None:
+    terminal = on_terminal(empty_session.command("run"), empty_session.folder)
+    terminal.until(b"waiting")
+    assert not terminal.is_as_before()
+    terminal.process.send_signal(signal.SIGSTOP)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.process.send_signal(signal.SIGTERM)
+    terminal.process.send_signal(signal.SIGCONT)
+    assert terminal.end() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert terminal.is_as_before()
+    assert terminal.cursor_is_shown()
+
+
+def test_restore_ends_the_view(on_terminal: Callable[[list[str], Path], Terminal]) -> None:
+    terminal = on_terminal([sys.executable, "-c", TERMINAL_SESSION], ROOT)
+    terminal.until(b"mic_13")
+    os.write(terminal.master, b"\n")
+    assert terminal.end() == 0
+    assert terminal.is_as_before()
+    assert terminal.cursor_is_shown()
+
+
+def test_another_size_clears_what_was_drawn_for_the_old_one(
+    on_terminal: Callable[[list[str], Path], Terminal],
+) -> None:
+    terminal = on_terminal([sys.executable, "-c", TERMINAL_SESSION], ROOT)
+    terminal.until(b"mic_13")
+    terminal.until(b"mic_13")
+    assert b"\x1b[2J" not in terminal.shown
+    terminal.resize(20, 70)
+    terminal.until(b"\x1b[2J")
+    terminal.until(b"mic_13")
+    assert terminal.shown.count(b"\x1b[2J") == 1
 
 
 @given(st.floats(0, 1e7))
