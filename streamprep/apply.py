@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,10 @@ def apply(
     InputError
         ``source`` or ``ctf`` cannot be used.
     """
-    if target.is_dir():
-        raise ConfigError(f"{target}: this is a folder; give the name of a file to write")
+    target = target.resolve()  # a link stays, and what it points to is written
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise ConfigError(f"{target}: this is {what}; give the name of a file to write")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: its folder does not exist; make it first")
     for path in (source, *(() if ctf is None else (ctf,))):
@@ -114,14 +117,21 @@ def apply(
         done = run_particles(plan, Particles(pixels, Optics(pixel_size), ctf=ctfs), context)
         result, pixel_size = to_host(done.pixels), done.optics.pixel_size_angstrom
     unfinished = target.with_name(f".{target.name}.part")
-    mrc.write(
-        unfinished,
-        np.asarray(result, dtype=np.float32),
-        pixel_size_angstrom=pixel_size,
-        stack=lane == "particles",
-        label=f"streamprep: {', '.join(operations)}",
-    )
-    unfinished.replace(target)  # whole or not at all, also where the target is the source
+    try:
+        mrc.write(
+            unfinished,
+            np.asarray(result, dtype=np.float32),
+            pixel_size_angstrom=pixel_size,
+            stack=lane == "particles",
+            label=f"streamprep: {', '.join(operations)}",
+            template=source,
+        )
+        unfinished.replace(target)  # whole or not at all, also where the target is the source
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
     return warnings
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
 import logging.handlers
+import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +39,22 @@ Overrides = Annotated[
 ]
 DEFAULT_CONFIG = Path("streamprep.toml")
 
+_NOT_ALLOWED = "give a place that this user may read and write, or run it as the user who owns it"
+_NOT_A_FOLDER = "a file stands where a folder is needed; move it away, or give another path"
+WHAT_TO_DO = {
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "give a place that can be written",
+    errno.EEXIST: _NOT_A_FOLDER,
+    errno.ENOTDIR: _NOT_A_FOLDER,
+    errno.ENOENT: "nothing is there, and nothing can be made there; correct the path",
+    errno.ENOSPC: "make room on the disk, or give a place on another",
+    errno.EDQUOT: "the quota of this user is used up; make room, or give a place on another disk",
+}
+"""What to do about an error of the operating system that nothing else has explained."""
+
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run the command line; errors for people are one message and exit code 2."""
@@ -46,6 +65,16 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        log.info("ended by an error of the operating system", exc_info=True)  # for the log of a session, where one is
+        sys.stderr.write(f"error: {_shown(_os_error(error))}\n")
+        sys.exit(2)
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    todo = WHAT_TO_DO.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + (f"; {todo}" if todo else "")
 
 
 def _shown(text: str) -> str:
@@ -132,11 +161,20 @@ def _session(path: Path, overrides: list[str] | None, *, once: bool, new_set: bo
     from streamprep.engine import Engine
 
     engine = Engine(config, plugins, plan, once=once, new_set=new_set)
-    _log_to(engine.output / ".streamprep" / "log")
-    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
-    engine.handle_signals()
-    last = engine.run()
+    console = _prepare_session(engine, plugins, style)
+    try:
+        last = engine.run()
+    finally:
+        console.restore()
     return 1 if last.mode == "stopped" or (once and last.failed) else 0
+
+
+def _prepare_session(engine: Any, plugins: Plugins, style: str) -> Any:
+    _log_to(engine.output / ".streamprep" / "log")
+    console = importlib.import_module("streamprep.console").Console(style)
+    plugins.manager.register(console, name="console")
+    engine.handle_signals(console.restore)
+    return console
 
 
 def _log_to(folder: Path) -> None:
@@ -200,9 +238,7 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         what = f" ({source.pattern})" if source.pattern else ""
         _out(f"watched        {source.root}{what}: {told}")
     output = loaded.resolve(loaded.session.output)
-    there = output
-    while not there.exists():
-        there = there.parent
+    there = _writable(output)
     free = shutil.disk_usage(there).free
     short = free < loaded.session.reserve_mib << 20
     _out(f"output         {output}: {free / 2**30:.1f} GiB free" + (", below the reserve" if short else ""))
@@ -212,6 +248,19 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         _out("note           no [optics] pixel_size_angstrom: it is taken from each micrograph's header")
     if short:
         raise typer.Exit(1)
+
+
+def _writable(output: Path) -> Path:
+    """The output folder, or the one above in which it would be made, after a trial."""
+    there = output
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return there
+    except OSError as error:
+        said = "this is a file, not a folder" if not there.is_dir() else f"cannot be written: {error.strerror}"
+        raise ConfigError(f"[session] output {output}: {there}: {said}; give another output folder") from error
 
 
 @app.command()
@@ -380,12 +429,6 @@ def demo(
     from streamprep import demonstration
 
     started = time.monotonic()
-    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _session_of_demo)
+    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _prepare_session)
     _out(f"done in {time.monotonic() - started:.0f} s")
     raise typer.Exit(code)
-
-
-def _session_of_demo(engine: Any, plugins: Plugins, style: str) -> None:
-    _log_to(engine.output / ".streamprep" / "log")
-    plugins.manager.register(importlib.import_module("streamprep.console").Console(style), name="console")
-    engine.handle_signals()

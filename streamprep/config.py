@@ -106,7 +106,10 @@ class Config(_Section):
 
     def resolve(self, path: str) -> Path:
         """A path of the file as an absolute path, links left as they are."""
-        return Path(self.folder, Path(path).expanduser()).absolute()
+        try:
+            return Path(self.folder, Path(path).expanduser()).absolute()
+        except RuntimeError as error:
+            raise ConfigError(f"{self.file}: {path!r}: no home folder is known for its ~; write it out") from error
 
     @property
     def watch_folders(self) -> list[Path]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +25,8 @@ from streamprep.hookspecs import hookimpl
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
+ROOMY_LINES = 16
+"""Lower terminals see the numbers and the troubles only."""
 
 MODE_COLOURS = {
     "running": "green",
@@ -37,11 +43,25 @@ def _hide_control_characters() -> list[Any] | None:
     try:
         before = termios.tcgetattr(sys.stdin)
         quiet = termios.tcgetattr(sys.stdin)
-        quiet[3] &= ~termios.ECHOCTL
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     except (termios.error, ValueError, OSError):
         return None
+    quiet[3] &= ~termios.ECHOCTL
+    _set_terminal(quiet)
     return before
+
+
+def _set_terminal(settings: list[Any]) -> None:
+    with contextlib.suppress(termios.error, ValueError, OSError):
+        if not _in_background():
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
+
+
+def _in_background() -> bool:
+    """Whether the shell has put this process behind; the kernel would stop it for changing the terminal."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
+    except OSError:  # not the terminal that controls this process
+        return False
 
 
 def clean(text: object) -> str:
@@ -91,38 +111,60 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
     parts: list[RenderableType] = [head]
     if snapshot.message:
         parts.append(Text(clean(snapshot.message), style=f"bold {colour}"))
-    parts += [Text(clean(trouble), style="yellow") for trouble in snapshot.degraded[:3]]
-    parts.append(Text(" → ".join(snapshot.plan), style="dim"))
+    roomy = height >= ROOMY_LINES
+    parts += [Text(clean(trouble), style="yellow") for trouble in snapshot.degraded[: 3 if roomy else 1]]
+    if roomy:
+        parts.append(Text(" → ".join(snapshot.plan), style="dim"))
 
     jobs = snapshot.jobs
-    counts = Table.grid(padding=(0, 3))
-    counts.add_row(
+    running = snapshot.running[: snapshot.workers]  # the pool has more, but they wait in it
+    counts = (
         _number("done", jobs.get("done", 0), "green"),
-        _number("in work", jobs.get("claimed", 0), "cyan"),
-        _number("queued", jobs.get("ready", 0), "cyan"),
+        _number("in work", len(running), "cyan"),
+        _number("queued", jobs.get("ready", 0) + max(0, jobs.get("claimed", 0) - len(running)), "cyan"),
         _number("waiting", snapshot.waiting_count, "yellow"),
         _number("settling", snapshot.settling, "white"),
         _number("failed", snapshot.failed, "red"),
         _number("rejected", jobs.get("rejected", 0), "magenta"),
         _number("warnings", snapshot.warnings, "yellow"),
     )
-    parts.append(counts)
+    parts.append(Text("   ").join(counts))
     rates = f"{snapshot.micrographs_per_hour:,.0f} micrographs/h  ·  {snapshot.particles_per_second:,.1f} particles/s"
     if snapshot.oldest_seconds:
         rates += f"  ·  oldest in the queue {duration(snapshot.oldest_seconds)}"
     parts.append(Text(rates))
     if snapshot.rows:
         parts.append(Text("   ".join(f"{name} {count:,}" for name, count in snapshot.rows.items()), style="bold"))
-    if snapshot.operation_seconds:
+    if snapshot.operation_seconds and roomy:
         times = "   ".join(f"{name} {1000 * mean:.0f} ms" for name, mean in snapshot.operation_seconds.items())
         parts.append(Text(f"per micrograph: {times}", style="dim"))
 
-    room = max(2, (height - len(parts) - 6) // 3)
-    parts += _list("in work", [(name, duration(age)) for name, age in snapshot.running], room, "cyan")
-    parts += _list("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], room, "yellow")
-    failures = [(row["file"], f"{row['reason']}") for row in snapshot.failures]
-    parts += _list("last failures", failures, max(1, room // 2), "red", wrap=True)
-    return Panel(Group(*parts), title=f"streamprep  {clean(snapshot.output)}", title_align="left", border_style=colour)
+    lists = [
+        ("in work", [(name, duration(age)) for name, age in running], "cyan"),
+        ("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], "yellow"),
+        ("last failures", [(row["file"], row["reason"]) for row in snapshot.failures], "red"),
+    ]
+    lists = [made for made in lists if made[1]]
+    left = height - 2 - len(parts)
+    while lists and left // len(lists) < 2:
+        del lists[0]  # the counts above say as much
+    for title, rows, shade in lists:
+        parts += _list(title, rows, left // len(lists) - 1, shade, wrap=title == "last failures")
+    title = f"streamprep  {clean(snapshot.output)}"
+    return Panel(_Cut(Group(*parts), height - 2), title=title, title_align="left", border_style=colour)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What is drawn, no higher than some lines, however it wraps."""
+
+    drawn: RenderableType
+    lines: int
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.drawn, options.reset_height())[: self.lines]:
+            yield from line
+            yield Segment.line()
 
 
 def _number(name: str, value: int, colour: str) -> Text:
@@ -132,8 +174,6 @@ def _number(name: str, value: int, colour: str) -> Text:
 def _list(
     title: str, rows: list[tuple[str, str]], room: int, colour: str, *, wrap: bool = False
 ) -> list[RenderableType]:
-    if not rows:
-        return []
     table = Table.grid(padding=(0, 2))
     width = min(48, max(len(clean(name)) for name, _ in rows[:room]))
     table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, max_width=width, style=colour)
@@ -184,6 +224,7 @@ class Console:
         self._snapshot: Any = None
         self._next_line = 0.0
         self._terminal: list[Any] | None = None
+        self._size = self._rich.size
 
     @hookimpl
     def run_started(self, plan: Any, config: Any) -> None:
@@ -199,9 +240,12 @@ class Console:
             self._line(f"streamprep: watching {', '.join(config.session.watch)}; {steps}")
 
     def _render(self) -> RenderableType:
+        if self._size != self._rich.size:  # the terminal has wrapped what was drawn anew
+            self._size = self._rich.size
+            self._rich.clear()
         if self._snapshot is None:
             return Text("starting")
-        return view(self._snapshot, height=self._rich.size.height)
+        return view(self._snapshot, height=self._size.height)
 
     @hookimpl
     def item_finished(self, item: str, state: str, reason: str | None) -> None:
@@ -246,14 +290,27 @@ class Console:
         self._snapshot = snapshot
         if self._live is not None:
             self._live.stop()  # draws once more
+            self._live = None
             if self._terminal is not None:
-                termios.tcsetattr(sys.stdin, termios.TCSANOW, self._terminal)
+                _set_terminal(self._terminal)
         if self.style == "json":
             jobs, rows = snapshot.jobs, snapshot.rows
             self._event("run_stopped", mode=snapshot.mode, jobs=jobs, rows=rows, waiting=snapshot.waiting_count)
         else:
             for line in summary(snapshot):
                 self._line(line)
+
+    def restore(self) -> None:
+        """Give the terminal back as it was, where the view was not ended.
+
+        Safe in a signal handler: no lock is taken, and nothing of rich is called.
+        """
+        if self._live is None:
+            return
+        if self._terminal is not None:
+            _set_terminal(self._terminal)
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._stream.fileno(), b"\x1b[?25h\n")
 
     def _line(self, text: str) -> None:
         self._stream.write(text + "\n")

@@ -20,7 +20,7 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, expose, prepare
 
-Prepare = Callable[[Engine, Plugins, str], None]
+Prepare = Callable[[Engine, Plugins, str], object]
 
 
 class _StopWhenDone:

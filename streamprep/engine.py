@@ -191,12 +191,18 @@ class Engine:
         self._call("snapshot_taken", snapshot=self._snapshot)
         self._call("run_stopped", snapshot=self._snapshot)
 
-    def handle_signals(self) -> None:
-        """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction."""
+    def handle_signals(self, restore: Callable[[], None] = lambda: None) -> None:
+        """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
+
+        ``restore`` is called before that end, to give the terminal back.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
             self._signals += 1
             if self._signals > 1:
+                if self._signals == 2:  # a third does not wait for a terminal that is held
+                    with contextlib.suppress(Exception):
+                        restore()
                 os._exit(128 + number)
             self._wake.set()
 

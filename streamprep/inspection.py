@@ -5,7 +5,9 @@ While the daemon runs it alone has the ledger; it is seen through ``status.json`
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,21 +31,27 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
         Nothing was processed with this plan so far.
     """
     output = _existing(config, plan)
-    lock = try_lock(output)
+    lock = try_lock(output, shared=True)
     if lock is None:
-        path = output / STATE_FOLDER / "status.json"
-        try:
-            written = path.stat().st_mtime
-            report: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{output}: the daemon is starting; ask again in a moment ({error})") from error
-        return {"daemon": "running", "age_seconds": round(time.time() - written, 1), **report}
+        return {"daemon": "running", **_last_written(output)}
     with lock:
+        if not os.access(output / STATE_FOLDER, os.W_OK):  # another user's: opening a ledger writes
+            return {"daemon": "not running", **_last_written(output)}
         ledger = open_ledger(output, config, plan)
         try:
             return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
         finally:
             ledger.close()
+
+
+def _last_written(output: Path) -> dict[str, Any]:
+    path = output / STATE_FOLDER / "status.json"
+    try:
+        written = path.stat().st_mtime
+        report: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{output}: no state was written yet; ask again in a moment ({error})") from error
+    return {"age_seconds": round(time.time() - written, 1), **report}
 
 
 def _from_ledger(ledger: Ledger) -> dict[str, Any]:
@@ -72,14 +80,13 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
         lines.append(str(report["message"]))
     lines += [f"degraded: {trouble}" for trouble in report.get("degraded", ())]
     jobs = report["jobs"]
-    counts = [
-        f"{jobs.get(state, 0)} {name}"
-        for state, name in (("done", "done"), ("claimed", "in work"), ("ready", "queued"))
-    ]
+    busy = min(len(report.get("running", ())), report.get("workers", 0))
     lines.append(
         ", ".join(
             [
-                *counts,
+                f"{jobs.get('done', 0)} done",
+                f"{busy} in work",
+                f"{jobs.get('ready', 0) + max(0, jobs.get('claimed', 0) - busy)} queued",
                 f"{report['waiting_count']} waiting",
                 f"{report['failed']} failed",
                 f"{jobs.get('rejected', 0)} rejected",
@@ -106,7 +113,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
 def retry(config: Config, plan: Plan, name: str | None) -> str:
     """Ask for failed items to be taken up again; returns what was done."""
     output = _existing(config, plan)
-    lock = try_lock(output)
+    lock = try_lock(output, shared=True)
     if lock is None:
         request = output / STATE_FOLDER / f"request-{time.time_ns()}.json"
         request.write_text(json.dumps({"name": name}))
@@ -122,6 +129,15 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
 
 def _existing(config: Config, plan: Plan) -> Path:
     output, exists = find_output(config, plan)
-    if not exists:
-        raise ConfigError(f"{output}: nothing was processed with this configuration so far; streamprep run begins")
-    return output
+    if exists:
+        return output
+    wanted = config.resolve(config.session.output)
+    numbered = sorted(wanted.parent.glob(f"{glob.escape(wanted.name)}_[0-9]*"))
+    others = [str(folder) for folder in (wanted, *numbered) if (folder / STATE_FOLDER).exists()]
+    if others:
+        raise ConfigError(
+            f"nothing was processed with this plan so far; {', '.join(others)} "
+            f"{'hold' if len(others) > 1 else 'holds'} results of another plan. To look at those, give the "
+            "configuration and the --set values of their run"
+        )
+    raise ConfigError(f"{output}: nothing was processed with this configuration so far; streamprep run begins")

@@ -6,7 +6,8 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -216,26 +217,38 @@ def _plan_hash_of(folder: Path) -> str | None:
         return None
 
 
-def try_lock(folder: Path) -> IO[str] | None:
-    """Take the folder's lock, or None where another process has it; the kernel gives it back when this one ends."""
-    file = (folder / STATE_FOLDER / "lock").open("a+")
+def try_lock(folder: Path, *, shared: bool = False) -> IO[str] | None:
+    """Take the folder's lock, or None where another process has it; the kernel gives it back when this one ends.
+
+    A daemon has it alone; those who only look share it among themselves, and need no right to write it.
+    """
+    path = folder / STATE_FOLDER / "lock"
+    file = path.open("r" if shared and path.exists() else "a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         file.close()
         return None
+    if shared:
+        return file
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
     return file
 
 
-def _lock(folder: Path) -> IO[str]:
-    file = try_lock(folder)
-    if file is None:
-        owner = (folder / STATE_FOLDER / "lock").read_text().strip() or "unknown"
-        raise ConfigError(f"{folder}: another streamprep is at work here (process {owner}); stop it first")
-    return file
+def _lock(folder: Path, sleep: Callable[[float], None] = time.sleep) -> IO[str]:
+    for _ in range(20):
+        file = try_lock(folder)
+        if file is not None:
+            return file
+        looking = try_lock(folder, shared=True)
+        if looking is None:
+            owner = (folder / STATE_FOLDER / "lock").read_text().strip() or "unknown"
+            raise ConfigError(f"{folder}: another streamprep is at work here (process {owner}); stop it first")
+        looking.close()
+        sleep(0.1)
+    raise ConfigError(f"{folder}: a streamprep status or retry is still looking at it; start again when it has ended")
 
 
 def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +115,7 @@ def test_a_stack_stays_a_stack(run: Apply, stack: Path) -> None:
     header = mrc.read_header(out)
     assert (header.space_group, header.mode, header.pixel_size_angstrom) == (0, 2, pytest.approx(1.5))
     with mrcfile.open(out) as file:
-        assert file.header.label[0] == b"streamprep: normalize, invert"
+        assert file.get_labels() == ["streamprep", "streamprep: normalize, invert"]
 
 
 @pytest.mark.parametrize("ending", [".mrc", ".map"])
@@ -123,6 +125,22 @@ def test_a_map_runs_in_the_lane_of_maps(run: Apply, tmp_path: Path, ending: str)
     run("scale,invert", "scale.amount=2", source=source, target="out.mrc")
     np.testing.assert_array_equal(mrc.read(tmp_path / "out.mrc").pixels, -2 * images())
     assert mrc.read_header(tmp_path / "out.mrc").space_group == 1
+
+
+def test_a_real_map_keeps_its_place_and_turns_to_the_usual_axes(run: Apply, data: Path, tmp_path: Path) -> None:
+    """Its columns run along z, its rows along x, its sections along y; the cell is a crystal's."""
+    source = data / "maps" / "EMD-3001.map"
+    run("invert", source=source, target="out.map")
+    with mrcfile.open(source) as old, mrcfile.open(tmp_path / "out.map") as new:
+        assert mrcfile.validate(tmp_path / "out.map")
+        np.testing.assert_array_equal(new.data, -old.data.transpose(2, 0, 1))
+        assert [int(new.header[name]) for name in ("mapc", "mapr", "maps")] == [1, 2, 3]
+        assert [int(new.header[f"n{axis}start"]) for axis in "xyz"] == [-21, -12, 0]
+        for name in ("mx", "my", "mz", "cella", "cellb", "origin", "ispg", "nsymbt"):
+            assert new.header[name] == old.header[name], name
+        assert new.extended_header.tobytes() == old.extended_header.tobytes()
+        assert new.get_labels() == [*(label.rstrip() for label in old.get_labels()), "streamprep: invert"]
+        assert float(new.header.dmean) == pytest.approx(-float(old.header.dmean), rel=1e-4)
 
 
 def test_an_operation_of_the_other_lane_is_refused_and_says_where_it_works(run: Apply, tmp_path: Path) -> None:
@@ -274,6 +292,38 @@ def test_a_folder_is_no_file(run: Apply, tmp_path: Path) -> None:
         run("invert", source=tmp_path)
     with pytest.raises(ConfigError, match="this is a folder; give the name of a file to write"):
         run("invert", target=".")
+
+
+def test_an_output_that_is_no_regular_file_is_refused(run: Apply, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe: this is no regular file; give the name of a file to write"):
+        run("invert", target="pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_output_that_is_a_link_is_written_where_it_points_to(run: Apply, tmp_path: Path, there: bool) -> None:
+    (tmp_path / "far").mkdir()
+    pointed = tmp_path / "far" / "real.mrcs"
+    if there:
+        pointed.write_bytes(b"old")
+    (tmp_path / "out.mrcs").symlink_to(pointed)
+    run("invert")
+    assert (tmp_path / "out.mrcs").readlink() == pointed
+    np.testing.assert_array_equal(mrc.read(pointed).pixels, -images())
+
+
+def test_an_output_that_cannot_be_written_is_named_and_leaves_nothing(
+    run: Apply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(mrc, "write", half)
+    with pytest.raises(ConfigError, match=r"/out\.mrcs: cannot be written: No space left on device"):
+        run("invert")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mrcs"]
 
 
 def test_the_folder_of_the_output_must_exist(run: Apply, tmp_path: Path) -> None:

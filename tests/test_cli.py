@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -12,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamprep import __version__
-from streamprep.cli import app
+from streamprep.cli import app, main
 from streamprep.model import ConfigError
 from tests.conftest import ROOT, Session
 
@@ -151,6 +154,74 @@ def test_retry_reaches_the_running_daemon(session: Session, eventually, stopped)
     failed = [event for event in said if event.get("state") == "failed"]
     assert len(failed) >= 1
     assert any(event["event"] == "warning" and event["message"].startswith("retry: 1 ") for event in said)
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The message of a command that ends with exit code 2."""
+
+    def call_main(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["streamprep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+        return said
+
+    return call_main
+
+
+def test_init_where_a_file_stands_says_so(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "/file: File exists; a file stands where a folder is needed" in fails("init", tmp_path / "file")
+
+
+def test_simulate_where_nothing_can_be_made_says_so(fails: Callable[..., str]) -> None:
+    assert "/proc/nothing: No such file or directory; " in fails("simulate", "/proc/nothing")
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    fails: Callable[..., str], empty_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    told = fails("plan", empty_session.config)
+    assert told == (
+        f"error: {empty_session.config}: Permission denied; give a place that this user may read and write, or run it "
+        "as the user who owns it\n"
+    )
+
+
+@pytest.mark.parametrize("verb", ["check", "once", "status"])
+def test_an_unknown_user_in_a_path_is_named(fails: Callable[..., str], empty_session: Session, verb: str) -> None:
+    empty_session.edit("[session]\n", '[session]\noutput = "~nobody_of_that_name/out"\n')
+    told = fails(verb, empty_session.config)
+    assert f"{empty_session.config}: '~nobody_of_that_name/out'" in told
+    assert "no home folder is known" in told
+
+
+@pytest.mark.parametrize("verb", ["check", "once"])
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_an_output_that_is_a_file_is_refused(
+    fails: Callable[..., str], empty_session: Session, verb: str, below: str
+) -> None:
+    (empty_session.folder / "file").write_text("")
+    empty_session.edit("[session]\n", f'[session]\noutput = "file{below}"\n')
+    told = fails(verb, empty_session.config)
+    assert str(empty_session.folder / "file") in told
+    assert "a file" in told
+
+
+@pytest.mark.parametrize("verb", ["check", "once"])
+def test_an_output_that_cannot_be_written_is_refused(
+    fails: Callable[..., str], empty_session: Session, verb: str
+) -> None:
+    empty_session.edit("[session]\n", '[session]\noutput = "/proc/out"\n')
+    assert "/proc" in fails(verb, empty_session.config)
 
 
 def test_demo_in_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

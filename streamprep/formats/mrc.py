@@ -15,12 +15,16 @@ from typing import Any, Literal
 import mrcfile
 import numpy as np
 import numpy.typing as npt
+from mrcfile.dtypes import HEADER_DTYPE
 
 from streamprep.model import Image, InputError
 
 HEADER_BYTES = 1024
 BYTES_PER_VALUE = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
 _TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+CRYSTAL_GROUPS = range(1, 231)
+"""Space groups of single volumes; 0 is images, 401 and above are stacks of volumes."""
+LABELS = 10
 _MAX_SIDE = 1 << 17
 _BIG_ENDIAN_STAMP = 0x11
 
@@ -40,6 +44,8 @@ class MrcHeader:
     file_bytes: int
     """Size that the whole file must have."""
     byte_order: Literal["<", ">"]
+    axes: tuple[int, int, int] = (1, 2, 3)
+    """Which of x, y, z (1, 2, 3) a volume's columns, rows and sections run along; as usual for anything else."""
 
 
 def is_mrc(head: bytes) -> bool:
@@ -76,7 +82,10 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
         if problem is None:
             pixel = cell_x / mx if mx > 0 and np.isfinite(cell_x) and cell_x > 0 else 0.0
             size = HEADER_BYTES + extended + nx * ny * nz * BYTES_PER_VALUE[mode]
-            fitting.append(MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order))
+            axes = struct.unpack_from(f"{order}3i", head, 64)
+            if space_group not in CRYSTAL_GROUPS or nz == 1 or sorted(axes) != [1, 2, 3]:
+                axes = (1, 2, 3)
+            fitting.append(MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order, axes))
         said = said or problem or ""
     if not fitting:
         raise InputError(path, f"not a usable MRC file: {said}")
@@ -126,7 +135,10 @@ def read_header(path: Path) -> MrcHeader:
 
 
 def read(path: Path) -> Image:
-    """A complete file, in the machine's byte order, shape as stored: (ny, nx) or (nz, ny, nx).
+    """A complete file, in the machine's byte order: shape (ny, nx) or (nz, ny, nx).
+
+    Images are as stored. Volumes are turned to the usual axes, x last, where their header says that they are stored
+    along others.
 
     Raises
     ------
@@ -142,13 +154,21 @@ def read(path: Path) -> Image:
     if data.size != math.prod(shape):
         raise InputError(path, "it became shorter while it was read")
     pixels = data.astype(stored.newbyteorder("="), copy=False).reshape(shape)
+    if header.axes != (1, 2, 3):
+        pixels = np.ascontiguousarray(pixels.transpose([2 - header.axes.index(axis) for axis in (3, 2, 1)]))
     return Image(pixels, header.pixel_size_angstrom or None)
 
 
 def write(
-    path: Path, data: npt.NDArray[Any], *, pixel_size_angstrom: float, stack: bool, label: str = "streamprep"
+    path: Path,
+    data: npt.NDArray[Any],
+    *,
+    pixel_size_angstrom: float,
+    stack: bool,
+    label: str = "streamprep",
+    template: Path | None = None,
 ) -> None:
-    """Write an image stack or a map with true header statistics.
+    """Write an image stack or a map with true header statistics, along the usual axes (x fastest).
 
     Parameters
     ----------
@@ -161,7 +181,11 @@ def write(
     stack
         Images (space group 0) or a volume (space group 1).
     label
-        The first label of the header. No time is written, so that the same data make the same bytes.
+        Label of the header, after those of the template; where there are ten, it takes the place of the last. No time
+        is written, so that the same data make the same bytes.
+    template
+        The MRC file that the data were made from. Its labels are kept; where the shape is still its own, its origin,
+        start, and extended header, too, and of a volume the space group, cell and sampling.
     """
     if stack and not len(data):
         raise ValueError("an MRC file cannot hold zero images")
@@ -172,6 +196,39 @@ def write(
         else:
             file.set_volume()
         file.voxel_size = pixel_size_angstrom
+        labels = [] if template is None else _keep(file, template, pixel_size_angstrom)
+        labels = [*labels[: LABELS - 1], label.encode("ascii", "replace")[:79]]
         file.header.label[:] = b""
-        file.header.label[0] = label.encode("ascii", "replace")[:79]
-        file.header.nlabl = 1
+        file.header.label[: len(labels)] = labels
+        file.header.nlabl = len(labels)
+
+
+def _keep(file: Any, template: Path, pixel_size_angstrom: float) -> list[bytes]:
+    """Take over what the template's header says beyond sizes and statistics; returns its labels."""
+    said = read_header(template)
+    with template.open("rb") as source:
+        raw = source.read(HEADER_BYTES)
+        extended = source.read(said.extended_bytes)
+    found = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(said.byte_order))[0]
+    sides = {1: said.nx, 2: said.ny, 3: said.nz}
+    axes = [said.axes.index(axis) + 1 for axis in (1, 2, 3)]  # where in the template x, y and z are
+    header = file.header
+    if [int(header[name]) for name in ("nx", "ny", "nz")] == [sides[axis] for axis in axes]:
+        for to, axis in zip("xyz", axes, strict=True):
+            header[f"n{to}start"] = found[f"n{'xyz'[axis - 1]}start"]
+        scale = pixel_size_angstrom / (said.pixel_size_angstrom or pixel_size_angstrom)
+        if np.isfinite(found["origin"].tolist()).all():
+            header.origin = tuple(length * scale for length in found["origin"].tolist())
+        text = extended.isascii()
+        if extended and (text or np.dtype(said.byte_order + "i4").isnative):  # numbers of the other order stay turned
+            file.set_extended_header(np.frombuffer(extended, "V1"))
+            header.exttyp = bytes(found["exttyp"]).strip(b"\0 ") or (b"CCP4" if text else b"MRCO")
+        cell, angles = found["cella"].tolist(), found["cellb"].tolist()
+        sampling = [int(found[name]) for name in ("mx", "my", "mz")]
+        true = all(0 < length < np.inf for length in (*cell, *angles, *sampling))
+        if said.space_group in CRYSTAL_GROUPS and file.is_volume() and true:
+            header.ispg = said.space_group
+            header.mx, header.my, header.mz = sampling
+            header.cella, header.cellb = tuple(length * scale for length in cell), tuple(angles)
+    labels = [bytes(label).replace(b"\0", b" ").rstrip() for label in found["label"]]
+    return [label.decode("ascii", "replace").encode("ascii", "replace") for label in labels if label]

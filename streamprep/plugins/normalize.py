@@ -76,7 +76,8 @@ def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: i
     normalised
         Shape (n, ny, nx), float32.
     constant
-        Shape (n,), bool: images whose deviation is below 1e-6. They are left at mean zero.
+        Shape (n,), bool: images whose deviation is below 1e-6, left at mean zero, and those that hold values that are
+        not finite, which have none.
 
     Notes
     -----
@@ -121,7 +122,14 @@ def normalize_particles(particles: Particles, params: Normalize, ctx: Context) -
     normalised, constant = normalize(
         particles.pixels, method=params.method, background_radius_px=params.background_radius_px
     )
-    count = int(array_namespace(constant).count_nonzero(constant))
-    if count:
-        ctx.warn(f"{count} of {len(particles)} images are constant; they were left at mean zero")
+    xp = array_namespace(constant)
+    count = int(xp.count_nonzero(constant))
+    broken = int(xp.count_nonzero(~xp.all(xp.isfinite(normalised), axis=(1, 2)))) if count else 0
+    if count > broken:
+        ctx.warn(f"{count - broken} of {len(particles)} images are constant; they were left at mean zero")
+    if broken:
+        ctx.warn(
+            f"{broken} of {len(particles)} images hold values that are not finite (NaN or infinite); they could not be "
+            "normalised"
+        )
     return particles.with_pixels(normalised)

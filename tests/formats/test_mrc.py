@@ -339,6 +339,88 @@ def test_a_long_label_is_cut(tmp_path: Path) -> None:
     check_valid(tmp_path / "a")
 
 
+AXES = [(1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)]
+
+
+def volume_along(path: Path, axes: tuple[int, int, int], order: str = "<", extended: bytes = b"") -> np.ndarray:
+    """Write a volume whose columns, rows and sections run along ``axes``; returns it as (z, y, x)."""
+    usual = values((4, 5, 6), "f4")
+    stored = usual.transpose([3 - axis for axis in reversed(axes)])
+    raw = bytearray(header(*reversed(stored.shape), 2, order, space_group=1, extended=len(extended)))
+    start = {1: -7, 2: 8, 3: 9}
+    struct.pack_into(f"{order}3i", raw, 16, *(start[axis] for axis in axes))
+    struct.pack_into(f"{order}3i", raw, 28, 12, 10, 8)
+    struct.pack_into(f"{order}6f", raw, 40, 18, 20, 24, 90, 100, 90)
+    struct.pack_into(f"{order}3i", raw, 64, *axes)
+    struct.pack_into(f"{order}3f", raw, 196, 1, -2, 3)
+    struct.pack_into(f"{order}i", raw, 220, 10)
+    for index in range(10):
+        struct.pack_into("80s", raw, 224 + 80 * index, f"label {index}".encode())
+    path.write_bytes(bytes(raw) + extended + stored.astype(order + "f4").tobytes())
+    return usual
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("axes", AXES)
+def test_a_volume_is_read_along_the_usual_axes_and_keeps_its_header(
+    tmp_path: Path, axes: tuple[int, int, int], order: str
+) -> None:
+    source, path = tmp_path / "a.map", tmp_path / "b.map"
+    usual = volume_along(source, axes, order, b"X, Y, Z".ljust(80))
+    image = mrc.read(source)
+    np.testing.assert_array_equal(image.pixels, usual)
+    assert image.pixel_size_angstrom == pytest.approx(1.5)
+    mrc.write(path, image.pixels, pixel_size_angstrom=1.5, stack=False, label="ours", template=source)
+    check_valid(path)
+    np.testing.assert_array_equal(mrc.read(path).pixels, usual)
+    with mrcfile.open(path) as file:
+        found = file.header
+        assert [int(found[name]) for name in ("mapc", "mapr", "maps")] == [1, 2, 3]
+        assert [int(found[name]) for name in ("nxstart", "nystart", "nzstart")] == [-7, 8, 9]
+        assert [int(found[name]) for name in ("mx", "my", "mz")] == [12, 10, 8]
+        assert found.cella.tolist() == (18, 20, 24)
+        assert found.cellb.tolist() == (90, 100, 90)
+        assert found.origin.tolist() == (1, -2, 3)
+        assert file.get_labels() == [*(f"label {index}" for index in range(9)), "ours"]
+        assert file.extended_header.tobytes().rstrip() == b"X, Y, Z"
+
+
+def test_axes_that_make_no_sense_are_the_usual_ones(tmp_path: Path) -> None:
+    usual = volume_along(tmp_path / "a.map", (1, 2, 3))
+    raw = bytearray((tmp_path / "a.map").read_bytes())
+    struct.pack_into("<3i", raw, 64, 0, 3, 3)
+    (tmp_path / "a.map").write_bytes(raw)
+    np.testing.assert_array_equal(mrc.read(tmp_path / "a.map").pixels, usual)
+
+
+def test_another_pixel_size_scales_cell_and_origin(tmp_path: Path) -> None:
+    usual = volume_along(tmp_path / "a.map", (1, 2, 3))
+    mrc.write(tmp_path / "b.map", usual, pixel_size_angstrom=3, stack=False, template=tmp_path / "a.map")
+    with mrcfile.open(tmp_path / "b.map") as file:
+        assert file.header.cella.tolist() == (36, 40, 48)
+        assert file.header.origin.tolist() == (2, -4, 6)
+
+
+def test_another_shape_keeps_the_labels_only(tmp_path: Path) -> None:
+    usual = volume_along(tmp_path / "a.map", (1, 2, 3), extended=b"x" * 80)
+    mrc.write(tmp_path / "b.map", usual[1:], pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
+    check_valid(tmp_path / "b.map")
+    with mrcfile.open(tmp_path / "b.map") as file:
+        assert [float(file.voxel_size[axis]) for axis in "xyz"] == pytest.approx([1.5, 1.5, 1.5])
+        assert (int(file.header.nxstart), int(file.header.nsymbt), int(file.header.ispg)) == (0, 0, 1)
+        assert file.get_labels()[0] == "label 0"
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_an_extended_header_of_numbers_is_kept_in_this_machines_order_only(tmp_path: Path, order: str) -> None:
+    extended = bytes(range(200, 216)) * 5
+    usual = volume_along(tmp_path / "a.map", (1, 2, 3), order, extended)
+    mrc.write(tmp_path / "b.map", usual, pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
+    check_valid(tmp_path / "b.map")
+    with mrcfile.open(tmp_path / "b.map") as file:
+        assert file.extended_header.tobytes() == (extended if order == "<" else b"")
+
+
 def test_an_empty_stack_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zero images"):
         mrc.write(tmp_path / "a", np.zeros((0, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)

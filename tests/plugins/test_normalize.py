@@ -154,6 +154,19 @@ def test_the_warning_counts_constant_images() -> None:
     assert "2 of 5 images are constant" in warnings[0]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_called_constant(value: float) -> None:
+    particles = tiny_particles(5, 12)
+    pixels = particles.pixels.copy()
+    pixels[1] = 4
+    pixels[[2, 4], 3, 3] = value
+    _, warnings = run_operation(normalize_particles, particles.with_pixels(pixels))
+    assert warnings == [
+        "1 of 5 images are constant; they were left at mean zero",
+        "2 of 5 images hold values that are not finite (NaN or infinite); they could not be normalised",
+    ]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_broken_image_does_not_spread(method: str) -> None:
     images = noise((5, 10, 10))

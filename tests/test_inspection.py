@@ -1,0 +1,100 @@
+"""Looking at a session from outside: `streamprep status` and `streamprep retry`, beside a daemon and without one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from streamprep import inspection
+from streamprep import session as sessions
+from streamprep.config import load
+from streamprep.model import ConfigError
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from tests.conftest import Session
+
+
+@pytest.mark.parametrize("verb", ["status", "retry"])
+def test_another_plan_than_that_of_the_results_names_them(session: Session, verb: str) -> None:
+    changed = ("--set", "particles.normalize.method=new")
+    assert session.once("--quiet", *changed).returncode == 0
+    told = session.call(verb)
+    assert told.returncode == 2
+    assert f"{session.output} holds results of another plan" in told.stderr
+    assert "the configuration and the --set values of their run" in told.stderr
+    assert session.call(verb, *changed).returncode == 0
+
+
+def test_those_who_look_share_the_lock_and_leave_it_as_it_is(session: Session) -> None:
+    assert session.once("--quiet").returncode == 0
+    lock = session.output / ".streamprep" / "lock"
+    owner = lock.read_text()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert json.loads(session.call("status", "--json").stdout)["daemon"] == "not running"
+        assert "0 failed items" in session.call("retry").stdout
+    assert lock.read_text() == owner
+
+
+def test_another_user_sees_the_last_state_of_a_session_that_has_ended(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session.once("--quiet").returncode == 0
+    state = session.output / ".streamprep"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != state)
+    monkeypatch.setattr(inspection, "open_ledger", None)
+    config = load(session.config)
+    report = inspection.look(config, resolve(config, load_plugins()))
+    assert (report["daemon"], report["jobs"]) == ("not running", {"done": 3})
+    assert "3 done, 0 in work" in inspection.report_text(report)
+
+
+def test_no_more_is_in_work_than_there_are_workers() -> None:
+    report = {
+        "output": "out", "daemon": "running", "jobs": {"claimed": 4, "ready": 3}, "running": [["a", 1.0]] * 4,
+        "workers": 2, "waiting": [], "waiting_count": 0, "failed": 0, "rows": {}, "failures": [], "warnings": 0,
+    }  # fmt: skip
+    assert "0 done, 2 in work, 5 queued" in inspection.report_text(report)
+    del report["running"], report["workers"]  # what the ledger tells while no daemon runs
+    assert "0 done, 0 in work, 7 queued" in inspection.report_text(report)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    (tmp_path / ".streamprep").mkdir()
+    return tmp_path
+
+
+def test_a_start_waits_for_those_who_look(output: Path) -> None:
+    looking = sessions.try_lock(output, shared=True)
+    assert looking is not None
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            looking.close()
+
+    with sessions._lock(output, sleep):
+        assert len(waited) == 3
+        assert sessions.try_lock(output, shared=True) is None
+
+
+def test_a_start_does_not_wait_for_ever(output: Path) -> None:
+    waited: list[float] = []
+    with sessions.try_lock(output, shared=True) as looking:  # type: ignore[union-attr]
+        assert looking.readable()
+        with pytest.raises(ConfigError, match="status or retry is still looking at it"):
+            sessions._lock(output, waited.append)
+    assert 1 < sum(waited) < 3
+
+
+def test_a_start_beside_a_daemon_is_refused_at_once(output: Path) -> None:
+    waited: list[float] = []
+    with sessions._lock(output), pytest.raises(ConfigError, match="another streamprep is at work here"):
+        sessions._lock(output, waited.append)
+    assert waited == []
