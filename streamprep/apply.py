@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def apply(
     InputError
         ``source`` or ``ctf`` cannot be used.
     """
-    target = target.resolve()  # a link stays, and what it points to is written
+    target = Path(os.path.realpath(target))  # a link stays, and what it points to is written
     if target.exists() and not target.is_file():
         what = "a folder" if target.is_dir() else "no regular file"
         raise ConfigError(f"{target}: this is {what}; give the name of a file to write")

@@ -29,7 +29,8 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     Raises
     ------
     ConfigError
-        A folder does not exist, is not a folder, or is watched twice; an operation needs a file that nothing names.
+        A folder does not exist, is not a folder, is watched twice, or holds the output or lies in it; an operation
+        needs a file that nothing names.
     """
     required_kinds(config, plan)
     patterns: list[tuple[Kind, str]] = []
@@ -50,6 +51,7 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
         _need_folder(config, folder, "[session] watch")
         for other in folders[:number]:
             _need_apart(config, folder, other)
+        _need_output_apart(config, folder)
     sources += [Source(folder, safe_part(folder.name or "root")) for folder in folders]
     return _labelled(sources, {}, set())
 
@@ -157,6 +159,15 @@ def _need_folder(config: Config, folder: Path, what: str) -> None:
         raise ConfigError(f"{config.file}: {what}: {folder} is a file, not a folder")
 
 
+def _need_output_apart(config: Config, folder: Path) -> None:
+    output, watched = (Path(os.path.realpath(path)) for path in (config.resolve(config.session.output), folder))
+    if output == watched or output in watched.parents or watched in output.parents:
+        raise ConfigError(
+            f"{config.file}: [session] output = {config.session.output!r} and the watched folder {folder} lie one "
+            "inside the other; watched folders are never written to, choose an output beside them"
+        )
+
+
 def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[Path, IO[str]]:
     """Choose the output folder for a plan and lock it.
 
@@ -170,14 +181,6 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
         results without a ledger.
     """
     wanted = config.resolve(config.session.output)
-    real = Path(os.path.realpath(wanted))
-    for folder in config.watch_folders:
-        watched = Path(os.path.realpath(folder))
-        if real == watched or real in watched.parents or watched in real.parents:
-            raise ConfigError(
-                f"{config.file}: [session] output = {config.session.output!r} and the watched folder {folder} lie one "
-                "inside the other; watched folders are never written to, choose an output beside them"
-            )
     folder, exists = find_output(config, plan)
     if exists:
         return folder, _lock(folder)
@@ -277,6 +280,9 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     elif made_with != plan.hash:
         ledger.close()
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
-    described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
-    (output / STATE_FOLDER / "plan.json").write_text(json.dumps(described, indent=1))
+    if _plan_hash_of(output) != plan.hash:
+        described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
+        written = output / STATE_FOLDER / ".plan.json.tmp"
+        written.write_text(json.dumps(described, indent=1))
+        written.replace(output / STATE_FOLDER / "plan.json")
     return ledger

@@ -50,17 +50,23 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Rates:
-    """What was finished in the last minutes."""
+    """What was finished in the last minutes, summed up by the second."""
 
-    done: deque[tuple[float, int]] = field(default_factory=deque)
+    done: deque[tuple[float, int, int]] = field(default_factory=deque)
+    """Beginning of a second, micrographs, particles."""
 
     def add(self, now: float, particles: int) -> None:
         """Count one micrograph, with its particles."""
-        self.done.append((now, particles))
+        if self.done and now - self.done[-1][0] < 1.0:
+            since, micrographs, before = self.done.pop()
+            self.done.append((since, micrographs + 1, before + particles))
+        else:
+            self.done.append((now, 1, particles))
 
     def measure(self, now: float, since: float) -> tuple[float, float]:
         """Micrographs per hour and particles per second, over the last minutes or since the start."""
         while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
             self.done.popleft()
         span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
-        return 3600 * len(self.done) / span, sum(count for _, count in self.done) / span
+        micrographs, particles = (sum(part[index] for part in self.done) for index in (1, 2))
+        return 3600 * micrographs / span, particles / span

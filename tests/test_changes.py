@@ -240,9 +240,10 @@ def test_an_output_in_a_watched_folder_is_refused_however_it_is_written(session:
         "inside": "Micrographs/out",
         "around": "../session",
     }[how]
-    refused = session.once("--set", f"session.output={output}")
-    assert refused.returncode == 2
-    assert "watched folders are never written to" in refused.stderr
+    for verb in ("once", "check"):
+        refused = session.call(verb, "--set", f"session.output={output}")
+        assert refused.returncode == 2
+        assert "watched folders are never written to" in refused.stderr
 
 
 @pytest.mark.parametrize(
