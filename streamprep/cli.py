@@ -177,9 +177,14 @@ def _prepare_session(engine: Any, plugins: Plugins, style: str) -> Any:
     return console
 
 
+class _Log(logging.handlers.RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Nothing: where the disk is full, the console says so, and the log has to wait."""
+
+
 def _log_to(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(
+    handler = _Log(
         folder / "streamprep.log",
         maxBytes=10 << 20,
         backupCount=5,

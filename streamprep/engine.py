@@ -39,9 +39,23 @@ VIEWS_SECONDS = 0.5
 LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+"""Of one job's file names; the others can be written as ever."""
+
 KEPT_FAILURES = 20
 MOST_DOUBTS = 10
 REMOVED_CHECKED = 1000
+
+
+def is_gone(path: Path) -> bool:
+    """Whether a file certainly is not there any more; False where that cannot be told, as without permission."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @dataclass(slots=True)
@@ -143,7 +157,6 @@ class Engine:
         self._unknown = 0
         self._serial = 0
         self._checked = 0
-        self._looked_for = 0
         self._told: set[str] = set()
         self._next_snapshot = 0.0
         self._next_control = 0.0
@@ -299,14 +312,12 @@ class Engine:
             self.ledger.file_failed(file.id, reason, final=True, state="rejected")
 
     def _look_for_removed(self) -> None:
-        """After each full scan: do the micrographs that wait, and the tables that speak of them, still exist?"""
+        """After each full scan: do the files still exist on which it depends what becomes of a micrograph?"""
         if self.watcher.scans_completed == self._checked:
             return
         self._checked = self.watcher.scans_completed
-        files = self.ledger.looked_for(self._looked_for, REMOVED_CHECKED)
-        self._looked_for = max((file.id for file in files if file.kind == "micrograph"), default=0)
-        for file in files:
-            if not self._path_of(file).exists():
+        for file in self.ledger.looked_for(self.ledger.looked_up_to, REMOVED_CHECKED):
+            if is_gone(self._path_of(file)):
                 self.ledger.file_gone(file.id)
 
     def _path_of(self, file: FileRow) -> Path:
@@ -314,8 +325,8 @@ class Engine:
 
     def _is_moved(self, arrival: Arrival, kind: Kind) -> bool:
         """Whether it is a known file at another place; then it keeps its name and its results."""
-        for twin in self.ledger.twins(arrival.relative, arrival.identity, kind):
-            if not self._path_of(twin).exists() and self.ledger.moved(twin, arrival.source.label, arrival.relative):
+        for twin in self.ledger.twins(arrival.source.label, arrival.relative, arrival.identity, kind):
+            if is_gone(self._path_of(twin)) and self.ledger.moved(twin, arrival.source.label, arrival.relative):
                 log.info("%s was moved to %s", self._path_of(twin), arrival.path)
                 return True
         return False
@@ -365,6 +376,8 @@ class Engine:
 
     def _collect(self) -> None:
         """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""
+        if self._executor is not None:
+            self._executor.check()
         done = [running for running in self._running if running.future.done()]
         self._running = [running for running in self._running if not running.future.done()]
         self._uncommitted += [(running, running.future.result()) for running in done]
@@ -385,10 +398,13 @@ class Engine:
         elif outcome.verdict in ("changed", "unstarted"):
             self.watcher.rescan()
             self._not_before["table", table.id] = self._clock() + 1.0
+        elif outcome.verdict == "gone":
+            self.ledger.file_gone(table.id)
+            self._item_finished(path, "superseded", "the file was removed before it was read")
         else:
-            final = outcome.verdict in ("bad-input", "gone") or table.attempts + 1 >= self._max_attempts
+            final = outcome.verdict == "bad-input" or table.attempts + 1 >= self._max_attempts
             reason = outcome.reason or outcome.verdict
-            self.ledger.file_failed(table.id, reason, final=final, gone=outcome.verdict == "gone")
+            self.ledger.file_failed(table.id, reason, final=final)
             self._not_before["table", table.id] = self._clock() + 2.0**table.attempts
             if final:
                 self._item_finished(path, "failed", reason)
@@ -415,8 +431,10 @@ class Engine:
                     seconds=outcome.seconds,
                     now=now,
                 )
-            except LedgerError as error:
-                outcome = Outcome("failed", str(error), "a sink")
+            except (LedgerError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
+                    raise
+                outcome = Outcome("failed", f"its results cannot be stored: {error}", "a sink")
                 self._job_failed(job, outcome, now)
             else:
                 self._job_done(job, outcome)
@@ -424,6 +442,9 @@ class Engine:
             self.ledger.release(job.id)  # the signal that ends the daemon ended its worker too: no fault of the job
         elif outcome.verdict == "changed":
             self._job_changed(job, outcome, now)
+        elif outcome.verdict == "gone":
+            self.ledger.file_gone(job.file.id)
+            self._item_finished(job.item, "superseded", "the file was removed before it was processed")
         elif outcome.verdict == "unstarted":
             self.ledger.release(job.id)
             self._not_before["job", job.id] = self._clock() + 1.0
@@ -449,7 +470,7 @@ class Engine:
             self.ledger.release(job.id)
         elif self._doubts[job.id] < MOST_DOUBTS:
             self._doubts[job.id] += 1
-            self.ledger.doubt(job, doubted, exists=(self._roots[doubted.source] / doubted.path).exists())
+            self.ledger.doubt(job, doubted, gone=is_gone(self._roots[doubted.source] / doubted.path))
         else:
             self._job_failed(job, replace(outcome, verdict="failed"), now)
         self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
@@ -467,12 +488,10 @@ class Engine:
         self._item_finished(job.item, "done", "; ".join((*outcome.warnings, *outcome.notes)) or None)
 
     def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:
-        certain = outcome.verdict in ("bad-input", "gone")
-        final = certain or job.attempts + 1 >= self._max_attempts
+        final = outcome.verdict == "bad-input" or job.attempts + 1 >= self._max_attempts
         reason = outcome.reason or "failed"
         self.ledger.job_failed(
-            job.id, reason, final=final, now=now, operation=outcome.operation, trace=outcome.trace,
-            gone=outcome.verdict == "gone",
+            job.id, reason, final=final, now=now, operation=outcome.operation, trace=outcome.trace
         )  # fmt: skip
         self._not_before["job", job.id] = self._clock() + 2.0**job.attempts
         if final:

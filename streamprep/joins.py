@@ -23,6 +23,8 @@ class JobInput:
     name: str
     """The micrograph's name as the file writes it, or the file's own."""
     digest: str
+    table: int = 0
+    """The file's number in the ledger, which stays when it is moved."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ files       one row per generation of each path: what arrived
 sources     the watched folders, by their labels
 entries     what a table says about each micrograph, and masks: what a micrograph is joined with; of the first
             generation of the table, whichever said it last
-jobs        one row per generation of each item: what is to be made, and how it ended
+jobs        one row per generation of each item: what is to be made, and how it ended; its origin is the entry with its
+            coordinates
 shards      immutable files of the output, each of one job
 blocks      where a job's rows lie in the row log of each table
 tables      committed length and rows of each row log; its version counts the changes
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import sqlite3
@@ -50,6 +52,7 @@ CREATE TABLE files (
 CREATE INDEX files_by_key ON files (key, kind);
 CREATE INDEX files_by_state ON files (kind, state);
 CREATE INDEX files_by_item ON files (item);
+CREATE INDEX files_contested ON files (id) WHERE state = 'done' AND kind = 'micrograph' AND reason IS NOT NULL;
 CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
@@ -59,8 +62,9 @@ CREATE TABLE jobs (
   id INTEGER PRIMARY KEY, item TEXT NOT NULL, file INTEGER NOT NULL REFERENCES files, generation INTEGER NOT NULL,
   inputs TEXT NOT NULL, signature TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('ready','claimed','done','rejected','failed','superseded')),
-  attempts INTEGER NOT NULL DEFAULT 0, reason TEXT, operation TEXT, trace TEXT, warnings TEXT, notes TEXT,
+  origin TEXT, attempts INTEGER NOT NULL DEFAULT 0, reason TEXT, operation TEXT, trace TEXT, warnings TEXT, notes TEXT,
   finished REAL, seconds REAL, UNIQUE (item, generation)) STRICT;
+CREATE INDEX jobs_by_origin ON jobs (origin);
 CREATE INDEX jobs_by_state ON jobs (state);
 CREATE INDEX jobs_by_file ON jobs (file);
 CREATE INDEX jobs_with_warnings ON jobs (state) WHERE warnings IS NOT NULL;
@@ -197,6 +201,8 @@ class Ledger:
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
         self._suffixes: tuple[str, ...] = ()
         self._required: tuple[Kind, ...] = ()
+        self.looked_up_to = 0
+        """Where the next `looked_for` goes on."""
         self.changes = 0
         """Counts transactions, so that summaries can be cached."""
         try:
@@ -375,15 +381,15 @@ class Ledger:
                 "SELECT id, generation, item FROM files WHERE source = ? AND path = ? ORDER BY generation DESC LIMIT 1",
                 (source, raw),
             ).fetchone()
-            name = item_name(source, path) if last is None else str(last[2])  # it keeps its name where it was moved
             generation = 1 if last is None else last[1] + 1
-            other = self._db.execute(
-                "SELECT path FROM files WHERE source = ? AND item = ? AND kind = ? AND path != ? "
-                "AND state != 'superseded' AND kind = 'micrograph' LIMIT 1",
-                (source, name, kind, raw),
-            ).fetchone()
-            if other is not None and problem is None:
-                problem = f"has the same name as {os.fsdecode(other[0])}, apart from the ending; rename one of them"
+            name = str(last[2]) if last is not None else item_name(source, path)  # it keeps its name where it was moved
+            if last is None and kind == "micrograph":
+                other = self._namesake(source, name)
+                if other is not None and item_name(source, other) == name and problem is None:
+                    problem = f"has the same name as {other}, apart from the ending; rename one of them"
+                elif other is not None:  # one that was moved from here has its name still
+                    taken = (f"{name}-{number}" for number in itertools.count(2))
+                    name = next(free for free in taken if self._namesake(source, free) is None)
             if last is not None:
                 # rows of an older image stay in the sets until the new one's replace them; see `commit`
                 self._db.execute("UPDATE files SET state = 'superseded', gone = 0 WHERE id = ?", (last[0],))
@@ -397,19 +403,28 @@ class Ledger:
             )  # fmt: skip
         return FileRow(int(cursor.lastrowid or 0), source, path, generation, kind, name, identity, 0)
 
+    def _namesake(self, source: str, name: str) -> str | None:
+        """Path of a micrograph that has an item's name, as far as it is known to exist."""
+        row = self._db.execute(
+            "SELECT path FROM files WHERE source = ? AND item = ? AND kind = 'micrograph' AND state != 'superseded' "
+            "AND NOT gone LIMIT 1",
+            (source, name),
+        ).fetchone()
+        return None if row is None else os.fsdecode(row[0])
+
     def ignore(self, source: str, path: str, identity: Identity, now: float) -> None:
         """Record a file that nobody knows, so that scans pass over it."""
         file = self.notice(source, path, identity, "other", now)
         if file is not None:
             self.file_failed(file.id, "no reader knows this kind of file", final=True, state="rejected")
 
-    def twins(self, path: str, identity: Identity, kind: Kind) -> list[FileRow]:
+    def twins(self, source: str, path: str, identity: Identity, kind: Kind) -> list[FileRow]:
         """Newest generations of other paths with this stem and this very identity: it may have been one of them."""
         rows = self._db.execute(
             f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = ? AND size = ? AND mtime_ns = ? AND inode = ? "
-            "AND path != ? AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
+            "AND NOT (source = ? AND path = ?) AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
             "WHERE n.source = f.source AND n.path = f.path AND n.generation > f.generation)",
-            (self._key(path), kind, identity.size, identity.mtime_ns, identity.inode, os.fsencode(path)),
+            (self._key(path), kind, identity.size, identity.mtime_ns, identity.inode, source, os.fsencode(path)),
         )
         return [_file(row) for row in rows]
 
@@ -440,7 +455,9 @@ class Ledger:
                 (file.id,),
             )
             self._db.execute(
-                "UPDATE files SET gone = 0, state = CASE WHEN gone THEN 'ready' ELSE state END WHERE id = ?", (file.id,)
+                "UPDATE files SET gone = 0, state = CASE WHEN gone AND state != 'done' THEN 'ready' ELSE state END "
+                "WHERE id = ?",
+                (file.id,),
             )
             for key in sorted(keys):  # open jobs name the former place
                 self._db.execute(
@@ -507,15 +524,15 @@ class Ledger:
         """Record a mask as an entry of its own, and join."""
         self.table_read(file.id, [EntryRow("mask", file.path, mask_digest(file.identity), 1)])
 
-    def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed", gone: bool = False) -> bool:
+    def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed") -> bool:
         """Record that a table could not be read; True when it is now failed for good.
 
         What its older generations said holds no longer then: micrographs that are not done wait for it again.
         """
         with self.transaction():
             self._db.execute(
-                "UPDATE files SET attempts = attempts + 1, reason = ?, gone = ? WHERE id = ?",
-                (_text(reason), gone, file),
+                "UPDATE files SET attempts = attempts + 1, reason = ? WHERE id = ?",
+                (_text(reason), file),
             )
             if final:
                 self._db.execute("UPDATE files SET state = ? WHERE id = ? AND state = 'ready'", (state, file))
@@ -523,32 +540,43 @@ class Ledger:
         return final
 
     def looked_for(self, after: int, limit: int) -> list[FileRow]:
-        """Micrographs that wait, and the tables that speak of them: files whose removal would change what happens.
+        """Files whose removal would change what happens to micrographs that wait, or that are contested.
 
-        In the order of the waiting micrographs' numbers, those above ``after`` first; call again with the last.
+        Those micrographs, others of the same match key, and the tables that speak of them. In the order of their
+        numbers, those above ``after`` first; call again with the last.
         """
-        waiting = self._db.execute(
-            f"SELECT {_FILE}, f.key FROM files f WHERE kind = 'micrograph' AND state = 'ready' AND id > ? "
-            "ORDER BY id LIMIT ?",
+        keys = self._db.execute(
+            "SELECT id, key FROM files WHERE id > ? AND (kind = 'micrograph' AND state = 'ready' OR "
+            "kind = 'micrograph' AND state = 'done' AND reason IS NOT NULL) ORDER BY id LIMIT ?",
             (after, limit),
         ).fetchall()
-        tables = {}
-        for key in {row[-1] for row in waiting}:
+        found: dict[int, FileRow] = {}
+        for key in {row[1] for row in keys}:
             rows = self._db.execute(
+                f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' AND state != 'superseded' "
+                "AND NOT gone",
+                (key,),
+            ).fetchall()
+            rows += self._db.execute(
                 f"SELECT {_FILE} FROM entries e JOIN files o ON o.id = e.file JOIN files f ON f.source = o.source "
                 "AND f.path = o.path WHERE e.live AND e.key = ? AND f.state != 'superseded'",
                 (key,),
             )
-            tables.update({row[0]: _file(row) for row in rows})
-        return [*tables.values(), *(_file(row) for row in waiting)]
+            found.update({row[0]: _file(row) for row in rows})
+        self.looked_up_to = keys[-1][0] if len(keys) == limit else 0
+        return list(found.values())
 
     def file_gone(self, file: int, reason: str = "the file was removed") -> None:
         """Record that a file was removed: what it said no longer counts; it is new when it comes back.
 
-        Rows that were made with it stay in the sets.
+        Rows that were made of it stay in the sets until another micrograph takes its place.
         """
         with self.transaction():
-            self._db.execute("UPDATE files SET state = 'superseded', gone = 1, reason = ? WHERE id = ?", (reason, file))
+            self._db.execute(
+                "UPDATE files SET state = CASE WHEN kind = 'micrograph' AND state = 'done' THEN state "
+                "ELSE 'superseded' END, gone = 1, reason = ? WHERE id = ?",
+                (reason, file),
+            )
             self._supersede_waiting(file)
             self._withdraw(file)
             (key,) = self._db.execute("SELECT key FROM files WHERE id = ?", (file,)).fetchone()
@@ -562,12 +590,12 @@ class Ledger:
         ).fetchone()
         return None if row is None else _file(row)
 
-    def doubt(self, job: JobRow, made: JobInput, *, exists: bool) -> None:
+    def doubt(self, job: JobRow, made: JobInput, *, gone: bool) -> None:
         """Give a claimed job back because an input did not say what it had said: it is read again, or forgotten."""
         with self.transaction():
             self.release(job.id)
             table = self.newest(made.source, made.path)
-            if table is not None and exists:
+            if table is not None and not gone:
                 self._db.execute(
                     "UPDATE files SET state = 'ready', attempts = 0 "
                     "WHERE id = ? AND state = 'done' AND kind IN ('coordinates', 'ctf')",
@@ -615,7 +643,7 @@ class Ledger:
             _file(row)
             for row in self._db.execute(
                 f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' "
-                "AND state != 'superseded' AND NOT (gone AND state = 'failed') "
+                "AND state != 'superseded' AND NOT gone "
                 # one that was refused before it had a job never was fit for one
                 "AND (state NOT IN ('failed', 'rejected') OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",
                 (key,),
@@ -624,11 +652,11 @@ class Ledger:
         if not micrographs:
             return
         rows = self._db.execute(
-            "SELECT e.kind, f.source, f.path, e.name, e.digest FROM entries e JOIN files f ON f.id = e.file "
+            "SELECT e.kind, f.source, f.path, e.name, e.digest, e.file FROM entries e JOIN files f ON f.id = e.file "
             "WHERE e.live AND e.key = ? ORDER BY e.id",
             (key,),
         )
-        entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), row[4]) for row in rows]
+        entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), *row[4:]) for row in rows]
         paths = [f"{file.source}/{file.path}" for file in micrographs]
         matches, owners = join(paths, entries, self._required, self._suffixes)
         for index, (file, match) in enumerate(zip(micrographs, matches, strict=True)):
@@ -650,23 +678,29 @@ class Ledger:
         if done is not None and any(self._is_taken_away(JobInput(*made), key, lost) for made in json.loads(done[0])):
             self._retire(file.item)
             self._db.execute("UPDATE files SET state = 'ready' WHERE id = ? AND state = 'done'", (file.id,))
+        text = _text("; ".join(match.reasons))
         self._db.execute(
             "UPDATE files SET state = 'ready', reason = ? WHERE id = ? AND state IN ('ready', 'queued')",
-            (_text("; ".join(match.reasons)), file.id),
+            (text, file.id),
         )
+        # done, and now there is more than one choice: it is told, and looked at again when one of them is removed
+        contested = None if all(reason.startswith("waits for") for reason in match.reasons) else text
+        self._db.execute("UPDATE files SET reason = ? WHERE id = ? AND state = 'done'", (contested, file.id))
 
     def _is_taken_away(self, made: JobInput, key: str, lost: set[JobInput]) -> bool:
         """Whether a table is there, and says it of another micrograph now, or says it no more."""
         said = self._db.execute(
-            "SELECT e.key, e.digest FROM files f JOIN entries e ON e.file = f.id "
-            "WHERE f.source = ? AND f.path = ? AND e.live AND e.kind = ? AND e.name = ?",
-            (made.source, os.fsencode(made.path), made.kind, os.fsencode(made.name)),
+            "SELECT e.key, e.digest, f.source, f.path FROM entries e JOIN files f ON f.id = e.file "
+            "WHERE e.file = ? AND e.live AND e.kind = ? AND e.name = ?",
+            (made.table, made.kind, os.fsencode(made.name)),
         ).fetchone()
         if said is not None:
-            return said[0] != key or replace(made, digest=said[1]) in lost
+            now = replace(made, digest=said[1], source=said[2], path=os.fsdecode(said[3]))
+            return said[0] != key or now in lost
         table = self._db.execute(
-            "SELECT state, gone FROM files WHERE source = ? AND path = ? ORDER BY generation DESC LIMIT 1",
-            (made.source, os.fsencode(made.path)),
+            "SELECT n.state, n.gone FROM files f JOIN files n ON n.source = f.source AND n.path = f.path "
+            "WHERE f.id = ? ORDER BY n.generation DESC LIMIT 1",
+            (made.table,),
         ).fetchone()
         return table is not None and table[0] == "done" and not table[1]
 
@@ -677,16 +711,21 @@ class Ledger:
             (file.item,),
         ).fetchone()
         if last is not None and last[1] == signature and last[2] != "superseded":
+            self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))
             return
         self._db.execute(
             "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE item = ? "
             "AND state IN ('ready', 'claimed', 'failed', 'rejected')",
             (file.item,),
         )
-        described = [(made.kind, made.source, made.path, made.name, made.digest) for made in match.inputs]
+        described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in match.inputs]
+        origin = next(
+            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind == "coordinates"), None
+        )
         self._db.execute(
-            "INSERT INTO jobs (item, file, generation, inputs, signature, state) VALUES (?, ?, ?, ?, ?, 'ready')",
-            (file.item, file.id, 1 if last is None else last[0] + 1, json.dumps(described), signature),
+            "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state) "
+            "VALUES (?, ?, ?, ?, ?, ?, 'ready')",
+            (file.item, file.id, 1 if last is None else last[0] + 1, json.dumps(described), signature, origin),
         )
         self._db.execute("UPDATE files SET state = 'queued', reason = NULL WHERE id = ?", (file.id,))
 
@@ -739,7 +778,6 @@ class Ledger:
         state: State = "failed",
         operation: str | None = None,
         trace: str | None = None,
-        gone: bool = False,
     ) -> None:
         """Record a failed attempt: the job becomes ready again, or, when ``final``, failed (or rejected)."""
         ended = state if final else "ready"
@@ -751,9 +789,9 @@ class Ledger:
             ).rowcount
             if changed and final:
                 self._db.execute(
-                    "UPDATE files SET state = ?, reason = ?, gone = ?, attempts = attempts + 1 "
+                    "UPDATE files SET state = ?, reason = ?, attempts = attempts + 1 "
                     "WHERE id = (SELECT file FROM jobs WHERE id = ? AND state = ?) AND state = 'queued'",
-                    (ended, _text(reason), gone, job, ended),
+                    (ended, _text(reason), job, ended),
                 )
             if changed and ended == "rejected":  # a result: the item has no rows now, nor those of an older generation
                 (item,) = self._db.execute("SELECT item FROM jobs WHERE id = ?", (job,)).fetchone()
@@ -769,6 +807,21 @@ class Ledger:
         self._db.execute(
             "UPDATE jobs SET state = 'superseded' WHERE item = ? AND id != ? AND state != 'superseded'", (item, but)
         )
+
+    def _retire_rivals(self, job: JobRow) -> None:
+        """The same picks are in the sets once: end the rows that another micrograph made of them."""
+        rivals = self._db.execute(
+            "SELECT item, file FROM jobs WHERE origin = (SELECT origin FROM jobs WHERE id = ?) AND +state = 'done' "
+            "AND item != ?",
+            (job.id, job.item),
+        ).fetchall()
+        for item, file in rivals:
+            self._retire(item)
+            self._db.execute(
+                "UPDATE files SET state = CASE WHEN gone THEN 'superseded' ELSE 'ready' END, reason = ? "
+                "WHERE id = ? AND state = 'done'",
+                (_text(f"its coordinates were taken for {job.item}"), file),
+            )
 
     def commit(
         self,
@@ -791,6 +844,7 @@ class Ledger:
             if not self.is_claimed(job.id):
                 raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
             self._retire(job.item, job.id)
+            self._retire_rivals(job)
             self._db.executemany(
                 "INSERT INTO shards (job, path, size, crc32) VALUES (?, ?, ?, ?)",
                 [(job.id, shard.path, shard.size, shard.crc32) for shard in shards],
@@ -943,16 +997,21 @@ class Ledger:
         ]
 
     def warnings(self, limit: int = 100) -> list[tuple[str, list[str]]]:
-        """Items done with warnings, the newest first."""
+        """Items done with warnings, the newest first; before them those for which there is another choice by now."""
+        contested = self._db.execute(f"SELECT item, reason FROM files WHERE {_CONTESTED} ORDER BY id LIMIT ?", (limit,))
         rows = self._db.execute(
             "SELECT item, warnings FROM jobs WHERE state = 'done' AND warnings IS NOT NULL ORDER BY id DESC LIMIT ?",
             (limit,),
         )
-        return [(row[0], json.loads(row[1])) for row in rows]
+        said = [(row[0], [f"{row[1]}; it was done before that"]) for row in contested]
+        return [*said, *((row[0], json.loads(row[1])) for row in rows)][:limit]
 
     def warning_count(self) -> int:
         """Items done with warnings."""
-        row = self._db.execute("SELECT count(*) FROM jobs WHERE state = 'done' AND warnings IS NOT NULL").fetchone()
+        row = self._db.execute(
+            "SELECT (SELECT count(*) FROM jobs WHERE state = 'done' AND warnings IS NOT NULL) + "
+            f"(SELECT count(*) FROM files WHERE {_CONTESTED})"
+        ).fetchone()
         return int(row[0])
 
     def oldest_waiting(self) -> float | None:
@@ -967,6 +1026,7 @@ class Ledger:
         return min(oldest, default=None)
 
 
+_CONTESTED = "state = 'done' AND kind = 'micrograph' AND reason IS NOT NULL AND NOT gone"
 _NO_JOB = (
     "f.kind IN ('micrograph', 'coordinates', 'ctf', 'mask', 'particles', 'map') "
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"

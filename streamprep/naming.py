@@ -22,6 +22,7 @@ DEFAULT_SUFFIXES = (
 """Endings that programs add to a micrograph's name when they write a file that belongs to it."""
 
 _IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
+_FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
 
 
@@ -55,8 +56,17 @@ def safe_part(name: str) -> str:
     cleaned = _UNSAFE.sub("_", name).lstrip(".-") or "_"
     if cleaned == name and len(name) <= 120:
         return name
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=4).hexdigest()
-    return f"{cleaned[:100]}-{digest}"
+    return f"{cleaned[:100]}-{_digest(name)}"
+
+
+def _folder_part(name: str) -> str:
+    """A folder's name, other than that of any file of results: ``mic_1.mrcs`` may be the stack of ``mic_1.mrc``."""
+    part = safe_part(name)
+    return f"{part}-{_digest(name)}" if part == name and _FILE_ENDING.search(name) else part
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=4).hexdigest()
 
 
 def stem_of(name: str) -> str:
@@ -80,7 +90,7 @@ def _stem(file_name: str) -> str:
 def item_name(label: str, relative: str) -> str:
     """The identity of a file: the watched folder's label, the sub-folders, the stem; safe in every part."""
     path = PurePosixPath(relative)
-    folders = [safe_part(part) for part in path.parent.parts if part not in (".", "/")]
+    folders = [_folder_part(part) for part in path.parent.parts if part not in (".", "/")]
     return "/".join([label, *folders, safe_part(_stem(path.name))])  # a backslash is part of the name here
 
 

@@ -365,7 +365,9 @@ class Watcher:
                     ):
                         continue
                     if is_folder:
-                        if (links or not is_link) and (source.depth is None or relative.count("/") < source.depth):
+                        if is_link and not (links and self._leads_to_new_data(source, entry.path)):
+                            continue
+                        if source.depth is None or relative.count("/") < source.depth:
                             (folders.appendleft if is_link else folders.append)(relative)
                     elif source.wants(relative):
                         yield number, relative
@@ -375,6 +377,17 @@ class Watcher:
                     key = f"scan {source.root / folder}"
                     self._unlisted.add(key)
                     self._trouble(key, f"{source.root / folder}: {error.strerror}; not scanned")
+
+    def _leads_to_new_data(self, source: Source, link: str) -> bool:
+        """Whether a link to a folder leads neither above what is watched nor into what is watched by itself."""
+        target = Path(os.path.realpath(link))
+        for other in self.sources:
+            root = Path(os.path.realpath(other.root))
+            if root == target or target in root.parents:
+                return False
+            if other.pattern is None and other is not source and root in target.parents:
+                return False
+        return True
 
     def _consider(self, number: int, relative: str, now: float) -> None:
         if is_temporary(relative):
@@ -436,7 +449,7 @@ class Watcher:
         except InputError as error:
             return self._finish(key, error.reason)
         except OSError as error:
-            return self._finish(key, f"cannot be read: {error.strerror}")
+            return self._finish(key, f"cannot be read: {error.strerror}; make it readable, then: streamprep retry")
         if lacking is not None:
             candidate.incomplete = lacking
             if now - candidate.since >= self.incomplete_seconds:

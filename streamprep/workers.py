@@ -7,6 +7,7 @@ between the processes, never pixels.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -45,6 +46,8 @@ from streamprep.model import (
 )
 from streamprep.pipeline import OperationError, Plan, context_for, resolve, run_micrograph
 from streamprep.plugin_manager import Plugins, load_plugins
+
+log = logging.getLogger(__name__)
 
 Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted"]
 """``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it."""
@@ -372,6 +375,9 @@ class Executor(Protocol):
     def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
         """Start a job, or queue it."""
 
+    def check(self) -> None:
+        """Look after the workers; called often."""
+
     def stop(self, *, wait: bool) -> None:
         """End the workers; with ``wait`` after the jobs that they have."""
 
@@ -389,6 +395,9 @@ class InlineExecutor:
         future: Future[Outcome] = Future()
         future.set_result(run_job(job))
         return future
+
+    def check(self) -> None:
+        """Nothing to look after."""
 
     def stop(self, *, wait: bool) -> None:
         """Nothing to end."""
@@ -408,6 +417,8 @@ class LocalExecutor:
             if variable not in (environ or os.environ):
                 os.environ[variable] = threads  # inherited by the workers; the daemon itself computes nothing
         self._pool = self._new_pool()
+        self._handed_in: set[Future[Outcome]] = set()
+        self._nothing_since: float | None = None
 
     def _new_pool(self) -> Any:
         return ProcessPool(
@@ -443,12 +454,29 @@ class LocalExecutor:
             except ProcessExpired as error:
                 made.set_result(lost(f"its worker process died ({_exit_text(error.exitcode)})"))
             except (BrokenProcessPool, CancelledError):
-                made.set_result(Outcome("unstarted", "worker processes die before they take up any work", WORKER))
+                made.set_result(Outcome("unstarted", "worker processes die, or hang, before they take up work", WORKER))
             except BaseException as error:
                 made.set_result(lost(f"{type(error).__name__}: {error}"))
 
         inner.add_done_callback(translate)
+        self._handed_in.add(inner)
         return made
+
+    def check(self) -> None:
+        """Stop the workers when they take up nothing for as long as a job may last: they hang before any job.
+
+        pebble watches over the jobs that a worker has, but not over a worker that never gets ready to take one.
+        """
+        self._handed_in = {future for future in self._handed_in if not future.done()}
+        if not self._handed_in or any(future.running() for future in self._handed_in):
+            self._nothing_since = None
+        elif self._nothing_since is None:
+            self._nothing_since = time.monotonic()
+        elif time.monotonic() - self._nothing_since > self._timeout:
+            self._nothing_since = None
+            log.error("no worker process got ready within job_timeout_seconds = %g", self._timeout)
+            self._pool.stop()
+            self._pool.join(timeout=10)
 
     def stop(self, *, wait: bool) -> None:
         """End the workers."""

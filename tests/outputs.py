@@ -47,9 +47,14 @@ def check_invariants(output: Path) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert not database.execute("SELECT * FROM jobs WHERE state = 'claimed'").fetchall(), "I7 orphan claims"
         doubled = database.execute(
-            "SELECT item, count(*) FROM jobs WHERE state != 'superseded' GROUP BY item HAVING count(*) > 1"
+            "SELECT item, state = 'done', count(*) FROM jobs WHERE state != 'superseded' GROUP BY 1, 2 "
+            "HAVING count(*) > 1"
         ).fetchall()
         assert not doubled, f"I1 several live jobs of one item: {doubled}"
+        shared = database.execute(
+            "SELECT origin, count(*) FROM jobs WHERE state = 'done' GROUP BY origin HAVING count(*) > 1"
+        ).fetchall()
+        assert not shared, f"I1 the same coordinates are in the sets twice: {shared}"
         shards = {row[0]: row[1:] for row in database.execute("SELECT path, size, crc32 FROM shards")}
         blocks = database.execute("SELECT tbl, start, length, crc32 FROM blocks").fetchall()
         lengths = dict(database.execute("SELECT name, length FROM tables"))

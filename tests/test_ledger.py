@@ -77,7 +77,7 @@ class Rig:
         rows = self.rows("SELECT item, inputs FROM jobs WHERE state = 'ready'")
         assert len({row[0] for row in rows}) == len(rows), "two jobs of one item"
         return {
-            item: sorted((kind, path, digest) for kind, _, path, _, digest in json.loads(inputs))
+            item: sorted((kind, path, digest) for kind, _, path, _, digest, _ in json.loads(inputs))
             for item, inputs in rows
         }
 
@@ -499,17 +499,17 @@ def test_other_suffixes_match_what_is_known_already(rig: Rig) -> None:
     assert rig.ledger.job_counts() == {"done": 2}
 
 
-@pytest.mark.parametrize("state", ["waiting", "queued", "claimed", "done", "failed"])
+@pytest.mark.parametrize("state", ["waiting", "queued", "claimed", "done", "missed"])
 def test_a_micrograph_that_is_moved_stays_the_same_item(rig: Rig, state: str) -> None:
     file = rig.micrograph("mic.mrc")
     if state != "waiting":
         rig.table("mic.star", {"mic.star": "a"})
-    jobs = rig.claim() if state in ("claimed", "done", "failed") else []
+    jobs = rig.claim() if state in ("claimed", "done", "missed") else []
     if state == "done":
         rig.commit(jobs[0])
-    if state == "failed":
-        rig.ledger.job_failed(jobs[0].id, "no such file", final=True, now=NOW, gone=True)
-    (twin,) = rig.ledger.twins("sub/mic.mrc", file.identity, "micrograph")
+    if state == "missed":
+        rig.ledger.file_gone(jobs[0].file.id)  # it was missed before it was found again
+    (twin,) = rig.ledger.twins("Micrographs", "sub/mic.mrc", file.identity, "micrograph")
     assert twin.id == file.id
     assert rig.ledger.moved(twin, "Micrographs", "sub/mic.mrc")
     assert rig.ledger.is_known("Micrographs", "sub/mic.mrc", file.identity)
@@ -535,8 +535,8 @@ def test_a_table_that_is_moved_is_read_at_its_new_place(rig: Rig) -> None:
     rig.ledger.table_read(table.id, [EntryRow("coordinates", f"mic_{n}.mrc", "a", 1) for n in (1, 2, 3)])
     (first, *_) = rig.ledger.claim(2)
     rig.commit(first)
-    assert rig.ledger.twins("sub/all.star", table.identity, "ctf") == []
-    (twin,) = rig.ledger.twins("sub/all.star", table.identity, "coordinates")
+    assert rig.ledger.twins("Micrographs", "sub/all.star", table.identity, "ctf") == []
+    (twin,) = rig.ledger.twins("Micrographs", "sub/all.star", table.identity, "coordinates")
     assert rig.ledger.moved(twin, "Elsewhere", "sub/all.star")
     jobs = rig.claim()
     assert [(job.item, job.inputs[0].source, job.inputs[0].path) for job in jobs] == [
@@ -567,21 +567,107 @@ def test_a_removed_micrograph_no_longer_makes_another_ambiguous(rig: Rig) -> Non
 
 def test_files_that_are_looked_for_come_in_turns(rig: Rig) -> None:
     files = [rig.micrograph(f"mic_{number}.mrc").id for number in range(5)]
-    assert [file.id for file in rig.ledger.looked_for(0, 3)] == files[:3]
-    assert [file.id for file in rig.ledger.looked_for(files[2], 3)] == files[3:]
+    assert {file.id for file in rig.ledger.looked_for(0, 3)} == set(files[:3])
+    assert {file.id for file in rig.ledger.looked_for(rig.ledger.looked_up_to, 3)} == set(files[3:])
+    assert rig.ledger.looked_up_to == 0
+
+
+def test_the_same_picks_are_never_in_the_sets_twice(rig: Rig) -> None:
+    """A micrograph is done, then broken; another one takes its coordinates."""
+    rig.micrograph("mic.mrc")
+    rig.table("mic.star", {"mic.star": "a"})
+    finish(rig)
+    rig.notice("mic.mrc", "micrograph", "Micrographs", problem="truncated")
+    assert rig.live_items() == ["Micrographs/mic"], "an older result is better than none"
+    rig.micrograph("mic_DW.mrc")
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic_DW"]
+    rig.micrograph("mic.mrc")  # whole again
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic"]
+    assert rig.waiting() == {"Micrographs/mic_DW": "waits for coordinates"}
+
+
+def test_a_micrograph_that_was_removed_when_done_gives_way_to_another(rig: Rig) -> None:
+    rig.micrograph("mic.mrc")
+    rig.table("mic.star", {"mic.star": "a"})
+    finish(rig)
+    rig.micrograph("mic_DW.mrc")
+    assert rig.waiting() == {"Micrographs/mic_DW": "waits for coordinates"}
+    gone = next(file for file in rig.ledger.looked_for(0, 10) if file.path == "mic.mrc")
+    rig.ledger.file_gone(gone.id)
+    assert rig.live_items() == ["Micrographs/mic"], "until its place is taken"
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic_DW"]
+    assert rig.ledger.file_counts() == {
+        ("coordinates", "done"): 1, ("micrograph", "done"): 1, ("micrograph", "superseded"): 1,
+    }  # fmt: skip
+
+
+def test_a_newcomer_in_the_place_of_one_that_moved_has_a_name_of_its_own(rig: Rig) -> None:
+    ready(rig, 1)
+    finish(rig)
+    file = rig.ledger.newest("Micrographs", "mic_1.mrc")
+    assert file is not None
+    assert rig.ledger.moved(file, "Micrographs", "grid1/mic_1.mrc")
+    newcomer = rig.micrograph("mic_1.mrc")
+    assert newcomer.item == "Micrographs/mic_1-2"
+    assert rig.micrograph("mic_1-2.mrc").item == "Micrographs/mic_1-2-2"
+    assert "mic_1.star could belong to" in rig.waiting()["Micrographs/mic_1-2"]
+    table = rig.ledger.newest("Coordinates", "mic_1.star")
+    assert table is not None
+    assert rig.ledger.moved(table, "Coordinates", "grid1/mic_1.star")
+    rig.table("mic_1_topaz.star", {"Micrographs/mic_1.mrc": "new"})
+    finish(rig)
+    assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_1-2"]
+    assert rig.micrograph("mic_1.mrc").item == "Micrographs/mic_1-2", "the next generation, too"
+
+
+def test_a_second_table_for_what_is_done_is_told_and_decided_when_one_is_removed(rig: Rig) -> None:
+    rig.micrograph("mic_1.mrc")
+    rig.table("mic_1_autopick.star", {"mic_1_autopick.star": "one"})
+    finish(rig)
+    rig.table("mic_1_topaz.star", {"mic_1_topaz.star": "other"})
+    assert rig.live_items() == ["Micrographs/mic_1"]
+    assert rig.ledger.warning_count() == 1
+    ((item, (said,)),) = rig.ledger.warnings()
+    assert (item, "has several coordinates files" in said) == ("Micrographs/mic_1", True)
+    older = next(file for file in rig.ledger.looked_for(0, 10) if file.path == "mic_1_autopick.star")
+    rig.ledger.file_gone(older.id)
+    assert rig.ledger.warnings() == []
+    assert rig.jobs() == {"Micrographs/mic_1": [("coordinates", "mic_1_topaz.star", "other")]}
+    finish(rig)
+    rig.table("mic_1_autopick.star", {"mic_1_autopick.star": "one"})
+    assert rig.ledger.warning_count() == 1
+    newer = next(file for file in rig.ledger.looked_for(0, 10) if file.path == "mic_1_autopick.star")
+    rig.ledger.file_gone(newer.id)
+    assert rig.ledger.warnings() == []
+    assert rig.jobs() == {}
+
+
+def test_rows_taken_out_of_a_table_that_was_moved_leave_the_sets(rig: Rig) -> None:
+    rig.micrograph("mic_1.mrc")
+    rig.table("all.star", {"mic_1.mrc": "a"})
+    finish(rig)
+    table = rig.ledger.newest("Coordinates", "all.star")
+    assert table is not None
+    assert rig.ledger.moved(table, "Coordinates", "sub/all.star")
+    assert rig.live_items() == ["Micrographs/mic_1"]
+    rig.table("sub/all.star", {})
+    assert rig.live_items() == []
 
 
 def test_an_input_that_is_doubted_is_read_again_or_forgotten(rig: Rig) -> None:
     ready(rig, 1)
     (job,) = rig.claim()
-    rig.ledger.doubt(job, job.inputs[0], exists=True)
+    rig.ledger.doubt(job, job.inputs[0], gone=False)
     (table,) = rig.ledger.waiting_tables(5)
     assert rig.ledger.claim(1)[0].id == job.id, "given back without an attempt"
     rig.ledger.table_read(table.id, [EntryRow("coordinates", "mic_1.star", "new", 1)])
     assert not rig.ledger.is_claimed(job.id)
     (job,) = rig.claim()
     assert (job.attempts, job.inputs[0].digest) == (0, "new")
-    rig.ledger.doubt(job, job.inputs[0], exists=False)
+    rig.ledger.doubt(job, job.inputs[0], gone=True)
     assert rig.jobs() == {}
     assert rig.waiting() == {"Micrographs/mic_1": "waits for coordinates"}
     rig.table("mic_1.star", {"mic_1.star": "new"})
@@ -718,7 +804,9 @@ def test_a_file_that_was_gone_is_taken_when_it_comes_back(rig: Rig) -> None:
     rig.ledger.micrograph_found(file)
     rig.table("mic.star", {"mic.star": "1"})
     (job,) = rig.claim()
-    rig.ledger.job_failed(job.id, "gone", final=True, now=NOW, gone=True)
+    rig.ledger.file_gone(job.file.id)
+    assert not rig.ledger.is_claimed(job.id)
+    assert rig.ledger.file_counts()["micrograph", "superseded"] == 1
     assert not rig.ledger.is_known("Micrographs", "mic.mrc", identity)
     again = rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
     assert again is not None

@@ -41,6 +41,8 @@ def make_sinks(config):
             raise RuntimeError("no licence on this machine")
         if os.environ.get("SHINE_SETUP") == "exit":
             os._exit(4)
+        if os.environ.get("SHINE_SETUP") == "hang":
+            time.sleep(3600)
     return []
 
 class Shine(Params):
@@ -201,7 +203,8 @@ def test_a_plugin_that_misbehaves_costs_its_own_job_only(
             "raise",
             "a worker process failed on 2 items in a row, the last with: a worker process cannot be set up: ",
         ),
-        ("", "exit", "worker processes die before they take up any work"),
+        ("", "hang", "worker processes die, or hang, before they take up work"),
+        ("", "exit", "worker processes die, or hang, before they take up work"),
     ],
 )
 def test_what_fails_on_every_item_stops_the_session_and_names_itself(
@@ -214,7 +217,7 @@ def test_what_fails_on_every_item_stops_the_session_and_names_itself(
     assert done.returncode == 1, done.stdout + done.stderr
     assert words in done.stdout, done.stdout
     assert ("no licence on this machine" in done.stdout) == (setup == "raise")
-    if setup == "exit":
+    if setup in ("exit", "hang"):
         assert "attempts)" not in session.call("status", env=installed).stdout, "what no worker had lost no attempt"
     if setup:
         assert session.call("retry", env=installed).returncode == 0
