@@ -231,7 +231,7 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
     """
     loaded, plugins, plan = _prepare(config, overrides)
     from streamprep.arrays import choose_backend
-    from streamprep.session import make_sources
+    from streamprep.session import choose_output, make_sources
     from streamprep.watcher import file_system_of, is_remote
 
     _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")
@@ -242,7 +242,7 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         told = f"{kind}, scanned every {loaded.session.poll_seconds:g} s" if is_remote(kind) else f"{kind}, events"
         what = f" ({source.pattern})" if source.pattern else ""
         _out(f"watched        {source.root}{what}: {told}")
-    output = loaded.resolve(loaded.session.output)
+    output, _ = choose_output(loaded, plan)
     there = _writable(output)
     free = shutil.disk_usage(there).free
     short = free < loaded.session.reserve_mib << 20

@@ -125,7 +125,7 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
         _number("waiting", snapshot.waiting_count, "yellow"),
         _number("settling", snapshot.settling, "white"),
         _number("failed", snapshot.failed, "red"),
-        _number("rejected", jobs.get("rejected", 0), "magenta"),
+        _number("rejected", snapshot.rejected, "magenta"),
         _number("warnings", snapshot.warnings, "yellow"),
     )
     parts.append(Text("   ").join(counts))
@@ -142,14 +142,14 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
     lists = [
         ("in work", [(name, duration(age)) for name, age in running], "cyan"),
         ("waiting", [(item, reason) for item, reason, _ in snapshot.waiting], "yellow"),
-        ("last failures", [(row["file"], row["reason"]) for row in snapshot.failures], "red"),
+        ("failed or rejected", [(row["file"], row["reason"]) for row in snapshot.failures], "red"),
     ]
     lists = [made for made in lists if made[1]]
     left = height - 2 - len(parts)
     while lists and left // len(lists) < 2:
         del lists[0]  # the counts above say as much
     for title, rows, shade in lists:
-        parts += _list(title, rows, left // len(lists) - 1, shade, wrap=title == "last failures")
+        parts += _list(title, rows, left // len(lists) - 1, shade, wrap=title == "failed or rejected")
     title = f"streamprep  {clean(snapshot.output)}"
     return Panel(_Cut(Group(*parts), height - 2), title=title, title_align="left", border_style=colour)
 
@@ -189,12 +189,15 @@ def summary(snapshot: Any) -> list[str]:
     jobs = snapshot.jobs
     head = (
         f"{jobs.get('done', 0)} micrographs done, {snapshot.waiting_count} waiting, {snapshot.failed} failed, "
-        f"{jobs.get('rejected', 0)} rejected, {snapshot.warnings} with warnings, "
+        f"{snapshot.rejected} rejected, {snapshot.warnings} with warnings, "
         f"in {duration(snapshot.elapsed_seconds)}"
     )
     lines = [head]
     lines += [f"  {count:,} rows in {name}" for name, count in snapshot.rows.items()]
     lines += [f"  waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in snapshot.waiting]
+    lines += [f"  without a micrograph: {kind} for {clean(name)}" for kind, name in snapshot.unmatched]
+    if snapshot.unknown_files:
+        lines.append(f"  {snapshot.unknown_files} files of no known kind were left alone")
     lines += [f"  {row['state']}: {clean(row['file'])}: {clean(row['reason'])}" for row in snapshot.failures]
     if snapshot.message:
         lines.append(f"  {clean(snapshot.message)}")

@@ -154,7 +154,6 @@ class Engine:
         self._started = clock()
         self._rates = Rates()
         self._operations: dict[str, tuple[int, float]] = {}
-        self._unknown = 0
         self._serial = 0
         self._checked = 0
         self._told: set[str] = set()
@@ -287,7 +286,6 @@ class Engine:
             except Exception as error:
                 problem = f"a plugin failed in classify_path: {type(error).__name__}: {error}"
         if problem is None and kind is None:
-            self._unknown += 1
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
             return
         if kind is None:
@@ -308,7 +306,7 @@ class Engine:
         elif kind == "mask":
             self.ledger.mask_found(file)
         elif kind in ("particles", "map"):
-            reason = f"a {kind} file; processing those in a session comes with a later version"
+            reason = f"a {kind} file; sessions work on micrographs, streamprep apply on stacks and maps"
             self.ledger.file_failed(file.id, reason, final=True, state="rejected")
 
     def _look_for_removed(self) -> None:
@@ -509,6 +507,8 @@ class Engine:
         name = outcome.operation or "reading"
         failing = self._failing.setdefault(name, set())
         failing.add(item)
+        if outcome.verdict == "unstarted":  # there is no attempt that could run out
+            failing.add(f"{item}, time {len(failing)}")
         if len(failing) >= self.config.session.stop_after_failures and self._mode != "stopped":
             self._mode = "stopped"
             self._message = (
@@ -611,7 +611,10 @@ class Engine:
                 "jobs": self.ledger.job_counts(),
                 "waiting": self.ledger.waiting(10),
                 "waiting_count": files.get(("micrograph", "ready"), 0),
-                "failed": self.ledger.failed_count(),
+                "failed": self.ledger.ended_count("failed"),
+                "rejected": self.ledger.ended_count("rejected"),
+                "unknown": files.get(("other", "rejected"), 0),
+                "unmatched": tuple(self.ledger.unmatched(10)) if mode in ("finished", "stopped") else (),
                 "failures": tuple(self.ledger.failures(KEPT_FAILURES)),
                 "warnings": self.ledger.warning_count(),
                 "oldest": self.ledger.oldest_waiting(),
@@ -640,8 +643,10 @@ class Engine:
             operation_seconds={name: total / count for name, (count, total) in self._operations.items()},
             failures=views["failures"],
             failed=views["failed"],
+            rejected=views["rejected"],
             warnings=views["warnings"],
-            unknown_files=self._unknown,
+            unknown_files=views["unknown"],
+            unmatched=views["unmatched"],
             degraded=tuple(self.watcher.troubles),
             disk_free_bytes=self._disk_free(),
         )

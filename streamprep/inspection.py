@@ -66,7 +66,9 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "waiting_count": files.get(("micrograph", "ready"), 0),
         "unmatched": ledger.unmatched(LISTED),
         "rows": {name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name},
-        "failed": ledger.failed_count(),
+        "failed": ledger.ended_count("failed"),
+        "rejected": ledger.ended_count("rejected"),
+        "unknown_files": files.get(("other", "rejected"), 0),
         "failures": ledger.failures(LISTED),
         "warnings": ledger.warnings(LISTED),
     }
@@ -89,13 +91,15 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
                 f"{jobs.get('ready', 0) + max(0, jobs.get('claimed', 0) - busy)} queued",
                 f"{report['waiting_count']} waiting",
                 f"{report['failed']} failed",
-                f"{jobs.get('rejected', 0)} rejected",
+                f"{report['rejected']} rejected",
             ]
         )
     )
     lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
     lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
     lines += [f"without a micrograph: {kind} for {name}" for kind, name in report.get("unmatched", ())]
+    if report["unknown_files"]:
+        lines.append(f"{report['unknown_files']} files of no known kind were left alone")
     for row in report["failures"]:
         lines.append(f"{row['state']}: {row['file']}: {row['reason']} ({row['attempts']} attempts)")
         if tracebacks and row["traceback"]:

@@ -5,7 +5,7 @@ The answer depends on what is there and never on the order in which it came.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -35,6 +35,8 @@ class Match:
     """One of each required kind, where ``reasons`` is empty."""
     reasons: tuple[str, ...]
     """Why it must wait."""
+    contested: bool = False
+    """Whether it is that there are too many choices, not too few."""
 
 
 def mask_digest(identity: Identity) -> str:
@@ -45,8 +47,9 @@ def mask_digest(identity: Identity) -> str:
 def join(
     micrographs: Sequence[str],
     entries: Sequence[JobInput],
-    required: Sequence[Kind],
+    required: Mapping[Kind, str],
     suffixes: Sequence[str],
+    failed: Sequence[str] = (),
 ) -> tuple[list[Match], dict[JobInput, int | None]]:
     """Give each entry of a table to the micrograph that it means.
 
@@ -57,9 +60,11 @@ def join(
     entries
         What tables say, and masks, under the same key; the oldest first.
     required
-        Kinds of which a micrograph needs exactly one each.
+        Kinds of which a micrograph needs exactly one each, and how to name what is waited for.
     suffixes
         Endings that programs add to names.
+    failed
+        Tables under this key that could not be read, for the reasons.
 
     Returns
     -------
@@ -82,26 +87,34 @@ def join(
             said = f"{entry.path} could belong to {' or '.join(micrographs[index] for index in tied)}"
             clashes.update((index, said) for index in tied)
     matches = [
-        _choose(path, [entry for entry, owner in owners.items() if owner == index], required, clashes.get(index))
+        _choose(
+            path, [entry for entry, owner in owners.items() if owner == index], required, clashes.get(index), failed
+        )
         for index, path in enumerate(micrographs)
     ]
     return matches, owners
 
 
-def _choose(path: str, mine: Sequence[JobInput], required: Sequence[Kind], clash: str | None) -> Match:
+def _choose(
+    path: str, mine: Sequence[JobInput], required: Mapping[Kind, str], clash: str | None, failed: Sequence[str]
+) -> Match:
     inputs: list[JobInput] = []
     reasons = [] if clash is None else [clash]
-    for kind in required:
+    contested = clash is not None
+    for kind, named in required.items():
         choices = [entry for entry in mine if entry.kind == kind]
         if len(choices) > 1:
             exact = [choice for choice in choices if match_key(choice.name, ()) == match_key(path, ())]
             if len(exact) != 1:
                 names = ", ".join(f"{choice.source}/{choice.path}" for choice in choices)
                 reasons.append(f"has several {kind} files: {names}; leave one of them")
+                contested = True
                 continue
             choices = exact
         if choices:
             inputs.append(choices[0])
         elif clash is None:
-            reasons.append(f"waits for {kind}")
-    return Match(tuple(inputs), tuple(reasons))
+            reasons.append(f"waits for {named}")
+    if failed and not clash and len(inputs) < len(required):
+        reasons.append(f"{', '.join(failed)} could not be read")
+    return Match(tuple(inputs), tuple(reasons), contested)

@@ -200,7 +200,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
         self._suffixes: tuple[str, ...] = ()
-        self._required: tuple[Kind, ...] = ()
+        self._required: dict[Kind, str] = {}
         self.looked_up_to = 0
         """Where the next `looked_for` goes on."""
         self.changes = 0
@@ -401,6 +401,8 @@ class Ledger:
                  identity.mtime_ns, identity.inode, "ready" if problem is None else "failed",
                  None if problem is None else _text(problem), now),
             )  # fmt: skip
+            if problem is not None:
+                self._join(self._key(path))  # what was meant for it may be another's now
         return FileRow(int(cursor.lastrowid or 0), source, path, generation, kind, name, identity, 0)
 
     def _namesake(self, source: str, name: str) -> str | None:
@@ -537,6 +539,8 @@ class Ledger:
             if final:
                 self._db.execute("UPDATE files SET state = ? WHERE id = ? AND state = 'ready'", (state, file))
                 self._withdraw(file)
+                (key,) = self._db.execute("SELECT key FROM files WHERE id = ?", (file,)).fetchone()
+                self._join(key)  # what waits for it says so
         return final
 
     def looked_for(self, after: int, limit: int) -> list[FileRow]:
@@ -618,9 +622,9 @@ class Ledger:
 
     # --- joins ---
 
-    def require(self, kinds: Iterable[Kind]) -> None:
-        """Say which kinds of entries a micrograph needs before it can be processed."""
-        self._required = tuple(sorted(kinds))
+    def require(self, kinds: Mapping[Kind, str]) -> None:
+        """Say which kinds of entries a micrograph needs before it can be processed, and how they are called."""
+        self._required = dict(sorted(kinds.items()))
 
     def micrograph_found(self, file: FileRow) -> None:
         """Join a new micrograph with what is known about it."""
@@ -658,7 +662,13 @@ class Ledger:
         )
         entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), *row[4:]) for row in rows]
         paths = [f"{file.source}/{file.path}" for file in micrographs]
-        matches, owners = join(paths, entries, self._required, self._suffixes)
+        failed = self._db.execute(
+            "SELECT source, path FROM files WHERE key = ? AND kind IN ('coordinates', 'ctf', 'mask') "
+            "AND state = 'failed' ORDER BY id",
+            (key,),
+        )
+        broken = [f"{source}/{os.fsdecode(raw)}" for source, raw in failed]
+        matches, owners = join(paths, entries, self._required, self._suffixes, broken)
         for index, (file, match) in enumerate(zip(micrographs, matches, strict=True)):
             if match.reasons:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
@@ -684,7 +694,7 @@ class Ledger:
             (text, file.id),
         )
         # done, and now there is more than one choice: it is told, and looked at again when one of them is removed
-        contested = None if all(reason.startswith("waits for") for reason in match.reasons) else text
+        contested = text if match.contested else None
         self._db.execute("UPDATE files SET reason = ? WHERE id = ? AND state = 'done'", (contested, file.id))
 
     def _is_taken_away(self, made: JobInput, key: str, lost: set[JobInput]) -> bool:
@@ -956,12 +966,13 @@ class Ledger:
         return {(row[0], row[1]): row[2] for row in rows}
 
     def waiting(self, limit: int = 100) -> list[tuple[str, str, float]]:
-        """Micrographs that wait, the oldest first: item, what for, since when."""
-        return self._db.execute(
-            "SELECT item, coalesce(reason, 'waits'), noticed FROM files WHERE kind = 'micrograph' AND state = 'ready' "
-            "ORDER BY id LIMIT ?",
+        """Micrographs that wait, the oldest first: item (and path, where that is another), what for, since when."""
+        rows = self._db.execute(
+            "SELECT item, source, path, coalesce(reason, 'waits'), noticed FROM files "
+            "WHERE kind = 'micrograph' AND state = 'ready' ORDER BY id LIMIT ?",
             (limit,),
-        ).fetchall()
+        )
+        return [(_called(item, source, os.fsdecode(raw)), reason, since) for item, source, raw, reason, since in rows]
 
     def unmatched(self, limit: int = 100) -> list[tuple[str, str]]:
         """Entries of tables that belong to no micrograph so far: kind, name."""
@@ -972,10 +983,10 @@ class Ledger:
         )
         return [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
 
-    def failed_count(self) -> int:
-        """Items that failed: jobs, and files that never became one."""
-        (files,) = self._db.execute(f"SELECT count(*) FROM files f WHERE {_NO_JOB} AND state = 'failed'").fetchone()
-        return int(files) + self.job_counts().get("failed", 0)
+    def ended_count(self, state: Literal["failed", "rejected"]) -> int:
+        """Items that failed, or were rejected: jobs, and files that never became one."""
+        (files,) = self._db.execute(f"SELECT count(*) FROM files f WHERE {_NO_JOB} AND state = ?", (state,)).fetchone()
+        return int(files) + self.job_counts().get(state, 0)
 
     def failures(self, limit: int = 100) -> list[dict[str, Any]]:
         """Jobs and files that failed or were rejected, the newest first; files that nobody knows are left out."""
@@ -1032,6 +1043,12 @@ _NO_JOB = (
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
 )
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"
+
+
+def _called(item: str, source: str, path: str) -> str:
+    """An item's name, with its path where the name does not say it: odd characters, or moved since."""
+    whole = f"{source}/{path}"
+    return item if whole.startswith(item) else f"{item} ({_text(whole)})"
 
 
 def _file(row: Sequence[Any]) -> FileRow:

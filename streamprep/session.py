@@ -56,22 +56,31 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     return _labelled(sources, {}, set())
 
 
-def required_kinds(config: Config, plan: Plan) -> set[Kind]:
-    """What each micrograph needs before it can be processed.
+def required_kinds(config: Config, plan: Plan) -> dict[Kind, str]:
+    """What each micrograph needs before it can be processed, and how that is called in messages.
 
     Raises
     ------
     ConfigError
-        An operation needs the CTF, and the configuration names no table.
+        An operation needs the CTF, and the configuration names no table; or it is one of a lane that sessions do not
+        have.
     """
-    kinds: set[Kind] = {"coordinates", *plan.companions}
+    kinds: dict[Kind, str] = {"coordinates": "coordinates"}
+    for kind, patterns in plan.companions.items():
+        kinds[kind] = " ".join([kind, *sorted(pattern for pattern in patterns if pattern is not None)])
     if config.ctf is not None:
-        kinds.add("ctf")
+        kinds["ctf"] = f"ctf in {config.ctf.table}"
     elif "ctf" in kinds:
         needing = [step.name for step in plan.steps if "ctf" in step.params.companions()]
         raise ConfigError(
             f"{config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
             'name its table, for example [ctf] table = "micrographs_ctf.star"'
+        )
+    maps = [step.name for step in plan.lane("maps")]
+    if maps:
+        raise ConfigError(
+            f"{config.file}: [maps.{maps[0]}] sessions do not process maps yet; use streamprep apply {','.join(maps)} "
+            "INPUT OUTPUT, and leave the table out"
         )
     return kinds
 
@@ -180,10 +189,18 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
         The outputs were made with another plan and ``new_set`` is off; a daemon is at work there; the folder holds
         results without a ledger.
     """
+    folder, exists = choose_output(config, plan, new_set=new_set)
+    if not exists:
+        (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    return folder, _lock(folder)
+
+
+def choose_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[Path, bool]:
+    """The output folder of `open_output`, and whether it is there already; nothing is made or locked."""
     wanted = config.resolve(config.session.output)
     folder, exists = find_output(config, plan)
     if exists:
-        return folder, _lock(folder)
+        return folder, True
     if folder != wanted and not new_set:
         raise ConfigError(
             f"{wanted} holds results of another plan (operations, parameters, optics or versions differ). Give the "
@@ -196,8 +213,7 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
             f"{folder} holds {strangers[0]} but no ledger ({STATE_FOLDER}/ledger.sqlite): it was not made here, or the "
             "ledger is lost. Give another output folder, or move these files away"
         )
-    (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-    return folder, _lock(folder)
+    return folder, False
 
 
 def find_output(config: Config, plan: Plan) -> tuple[Path, bool]:

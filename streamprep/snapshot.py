@@ -42,8 +42,12 @@ class Snapshot:
     failures: tuple[dict[str, Any], ...]
     """The newest failures and rejections."""
     failed: int
+    rejected: int
     warnings: int
     unknown_files: int
+    """Files of no known kind."""
+    unmatched: tuple[tuple[str, str], ...]
+    """At the end: what tables say of micrographs that are not there; kind, name."""
     degraded: tuple[str, ...]
     disk_free_bytes: int
 

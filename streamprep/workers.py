@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -432,12 +433,11 @@ class LocalExecutor:
         """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
         made: Future[Outcome] = Future()
         try:
-            inner = self._pool.schedule(run_job, args=(job,), timeout=self._timeout)
-        except RuntimeError:  # the pool broke down: every worker died while idle
-            self._pool.stop()
-            self._pool = self._new_pool()
-            inner = self._pool.schedule(run_job, args=(job,), timeout=self._timeout)
-
+            inner = self._schedule(job)
+        except (OSError, RuntimeError) as error:
+            said = f"worker processes cannot be started with {sys.executable}: {error}"
+            made.set_result(Outcome("unstarted", said, WORKER))
+            return made
         folder = job.folder if isinstance(job, MicrographJob) else None
 
         def lost(said: str) -> Outcome:
@@ -461,6 +461,15 @@ class LocalExecutor:
         inner.add_done_callback(translate)
         self._handed_in.add(inner)
         return made
+
+    def _schedule(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+        try:
+            return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
+        except (OSError, RuntimeError):  # the pool broke down, or could not begin
+            with contextlib.suppress(OSError, RuntimeError):
+                self._pool.stop()
+            self._pool = self._new_pool()
+            return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
 
     def check(self) -> None:
         """Stop the workers when they take up nothing for as long as a job may last: they hang before any job.

@@ -71,7 +71,10 @@ def test_a_table_that_is_torn_when_its_job_runs_fails_no_micrograph(session: Ses
     last, _ = run_with(session, tear)
     assert last.jobs["done"] == 2
     assert "failed" not in last.jobs
-    assert [(item, reason) for item, reason, _ in last.waiting] == [("Micrographs/mic_0001", "waits for coordinates")]
+    ((item, reason, _),) = last.waiting
+    assert item == "Micrographs/mic_0001"
+    assert reason.startswith("waits for coordinates")
+    assert ("mic_0001_autopick.star could not be read" in reason) == (how != "gone")
     table.write_bytes(whole)
     done_without_fault(session)
 
@@ -159,6 +162,126 @@ def test_micrographs_of_other_weighting_leave_one_set_in_any_order(session: Sess
     assert "waiting: Micrographs/mic_0001_DW: waits for coordinates" in late.stdout
     assert micrographs(session) == [f"Micrographs/mic_000{number}.mrc" for number in (1, 2, 3)]
     check_invariants(session.output)
+
+
+def test_a_broken_micrograph_and_another_with_its_picks_do_not_double_them(session: Session) -> None:
+    done_without_fault(session)
+    count = len(read_table(session.output / "particles.star")[1])
+    plain = session.folder / "Micrographs" / "mic_0001.mrc"
+    whole = plain.read_bytes()
+    plain.write_bytes(whole[:5000])
+    plain.with_name("mic_0001_DW.mrc").write_bytes(whole)
+    session.once("--set", "session.incomplete_seconds=0.2")
+    assert len(read_table(session.output / "particles.star")[1]) == count
+    assert "Micrographs/mic_0001_DW.mrc" in micrographs(session)
+    check_invariants(session.output)
+
+
+def test_a_micrograph_removed_while_it_is_queued_makes_room_for_another(session: Session) -> None:
+    done_without_fault(session)
+    plain = session.folder / "Micrographs" / "mic_0001.mrc"
+    table = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    whole = plain.read_bytes()
+    plain.unlink()
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    told = session.once()
+    assert "superseded Micrographs/mic_0001: the file was removed" in told.stdout, told.stdout
+    plain.with_name("mic_0001_DW.mrc").write_bytes(whole)
+    done_without_fault(session)
+    assert micrographs(session)[0] == "Micrographs/mic_0001_DW.mrc"
+
+
+def test_a_micrograph_in_the_place_of_a_moved_one_is_another_item(session: Session) -> None:
+    session.edit('[ctf]\ntable = "micrographs_ctf.star"', "")
+    done_without_fault(session)
+    before = rows_of(session.output / "particles.star")
+    folder = session.folder / "Micrographs"
+    (folder / "grid1").mkdir()
+    (folder / "mic_0001.mrc").rename(folder / "grid1" / "mic_0001.mrc")
+    (session.folder / "Coordinates" / "grid1").mkdir()
+    table = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    table.rename(table.parent / "grid1" / table.name)
+    done_without_fault(session)
+    shutil.copy(folder / "mic_0002.mrc", folder / "mic_0001.mrc")
+    told = session.once()
+    assert "3 micrographs done, 1 waiting, 0 failed" in told.stdout, told.stdout
+    assert "waiting: Micrographs/mic_0001-2 (Micrographs/mic_0001.mrc): waits for coordinates" in told.stdout
+    assert rows_of(session.output / "particles.star") == before
+    lines = (table.parent / "grid1" / table.name).read_text().splitlines()
+    table.write_text("\n".join(lines) + "\n")
+    told = session.once()
+    assert "mic_0001_autopick.star could belong to Micrographs/grid1/mic_0001.mrc or Micrographs/mic_0001.mrc" in (
+        told.stdout
+    ), "a guess would be wrong as often as right"
+    assert rows_of(session.output / "particles.star") == before
+    check_invariants(session.output)
+
+
+def test_what_cannot_be_looked_at_is_not_gone(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamprep import engine
+
+    file = tmp_path / "x"
+    assert engine.is_gone(file)
+    assert engine.is_gone(session.config / "below a file")
+    file.touch()
+    assert not engine.is_gone(file)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert not engine.is_gone(file)
+
+
+def test_a_folder_named_as_a_stack_of_results_is_no_trouble(session: Session) -> None:
+    done_without_fault(session)
+    for ending in (".mrcs", ".pos"):
+        folder = session.folder / "Micrographs" / f"mic_0001{ending}"
+        folder.mkdir()
+        shutil.copy(session.folder / "Micrographs" / "mic_0002.mrc", folder / f"new{len(ending)}.mrc")
+        picks = session.folder / "Coordinates" / "mic_0002_autopick.star"
+        shutil.copy(picks, picks.with_name(f"new{len(ending)}_autopick.star"))
+    ctf = session.folder / "micrographs_ctf.star"
+    lines = ctf.read_text().splitlines(keepends=True)
+    row = next(line for line in lines if "mic_0002" in line)
+    ctf.write_text("".join([*lines, *(row.replace("mic_0002", f"new{length}") for length in (5, 4))]))
+    done_without_fault(session, 5)
+
+
+def test_results_that_cannot_be_stored_cost_their_own_job(session: Session) -> None:
+    (session.output / "particles" / "Micrographs").mkdir(parents=True)
+    (session.output / "particles" / "Micrographs" / "mic_0001.mrcs").mkdir()
+    (session.output / ".streamprep").mkdir()
+    (session.output / "particles" / "Micrographs" / "mic_0001.mrcs" / "in the way").touch()
+    done = session.once("--set", "session.max_attempts=1")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert len(micrographs(session)) >= 2
+
+
+@pytest.mark.parametrize("where", [".", "../Coordinates"])
+def test_links_do_not_lead_above_what_is_watched_or_beside(session: Session, where: str) -> None:
+    (session.folder / "Micrographs" / "loop").symlink_to("../" + where.removeprefix("../"))
+    done_without_fault(session)
+
+
+def test_what_waits_for_a_broken_table_says_so(session: Session) -> None:
+    table = session.folder / "Coordinates" / "mic_0002_autopick.star"
+    table.write_text("data_\nloop_\n_rlnSomething\n1\n")
+    told = session.once()
+    assert (
+        "waiting: Micrographs/mic_0002: waits for coordinates; Coordinates/mic_0002_autopick.star could not be read"
+        in told.stdout
+    )
+
+
+def test_files_that_are_no_micrographs_are_told(session: Session) -> None:
+    (session.folder / "Coordinates" / "notes.docx").write_text("x")
+    shutil.copy(session.folder / "Coordinates" / "mic_0001_autopick.star", session.folder / "Coordinates" / "far.star")
+    for told in (session.once().stdout, session.call("status").stdout):
+        assert "1 files of no known kind were left alone" in told
+        assert "without a micrograph: coordinates for far.star" in told
 
 
 # --- the configuration and the folders it names ----------------------------------------------------------------------

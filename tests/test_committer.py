@@ -59,7 +59,7 @@ class Rig:
         self.now = 0.0
         self.stamp = 0
         self.ledger = Ledger(self.output / STATE_FOLDER / "ledger.sqlite")
-        self.ledger.require(["coordinates"])
+        self.ledger.require({"coordinates": "coordinates"})
         if fast:
             self.ledger._db.execute("PRAGMA synchronous = OFF")
         self.committer = Committer(

@@ -35,7 +35,7 @@ SNAPSHOT = Snapshot(
     device="CPU",
     workers=2,
     elapsed_seconds=75.0,
-    jobs={"done": 12, "claimed": 2, "ready": 3, "rejected": 1},
+    jobs={"done": 12, "claimed": 2, "ready": 3},
     waiting=(("Micrographs/mic_12", "waits for coordinates", 4.0),),
     waiting_count=1,
     settling=2,
@@ -50,8 +50,10 @@ SNAPSHOT = Snapshot(
          "operation": None, "traceback": None, "attempts": 1, "when": 0.0},
     ),
     failed=1,
+    rejected=1,
     warnings=1,
     unknown_files=0,
+    unmatched=(),
     degraded=("/data is on nfs4, which gives no events: scanning it instead",),
     disk_free_bytes=3 << 30,
 )  # fmt: skip
@@ -192,7 +194,9 @@ def test_the_view_fits_any_terminal(many: int, width: int) -> None:
         assert lines[-1].startswith("╰"), "the frame is whole"
 
 
-@pytest.mark.parametrize(("height", "shown"), [(12, ("paused", "done", "micrographs/h")), (24, ("last failures",))])
+@pytest.mark.parametrize(
+    ("height", "shown"), [(12, ("paused", "done", "micrographs/h")), (24, ("failed or rejected",))]
+)
 def test_a_small_terminal_shows_what_matters(height: int, shown: tuple[str, ...]) -> None:
     text = drawn(full(5), 80, height)
     for words in shown:

@@ -56,7 +56,8 @@ def test_another_user_sees_the_last_state_of_a_session_that_has_ended(
 def test_no_more_is_in_work_than_there_are_workers() -> None:
     report = {
         "output": "out", "daemon": "running", "jobs": {"claimed": 4, "ready": 3}, "running": [["a", 1.0]] * 4,
-        "workers": 2, "waiting": [], "waiting_count": 0, "failed": 0, "rows": {}, "failures": [], "warnings": 0,
+        "workers": 2, "waiting": [], "waiting_count": 0, "failed": 0, "rejected": 0, "unknown_files": 0,
+        "rows": {}, "failures": [], "warnings": 0,
     }  # fmt: skip
     assert "0 done, 2 in work, 5 queued" in inspection.report_text(report)
     del report["running"], report["workers"]  # what the ledger tells while no daemon runs

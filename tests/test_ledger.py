@@ -33,7 +33,7 @@ class Rig:
         self.path = path
         self.required = required
         self.ledger = Ledger(path, remote=remote, suffixes=DEFAULT_SUFFIXES)
-        self.ledger.require(required)
+        self.ledger.require({kind: kind for kind in required})
         self.fast = False
         self.stamp = 0
 
@@ -82,7 +82,7 @@ class Rig:
         }
 
     def waiting(self) -> dict[str, str]:
-        return {item: reason for item, reason, _ in self.ledger.waiting()}
+        return {item.partition(" (")[0]: reason for item, reason, _ in self.ledger.waiting()}
 
     def live_items(self) -> list[str]:
         return sorted(block.item for block in self.ledger.live_blocks("particles.star"))
@@ -99,7 +99,7 @@ class Rig:
         """As a daemon does that is started again."""
         self.ledger.close()
         self.ledger = Ledger(self.path, suffixes=DEFAULT_SUFFIXES)
-        self.ledger.require(self.required)
+        self.ledger.require({kind: kind for kind in self.required})
         if self.fast:
             self.hurry()
         self.ledger.start_run(NOW, "test")
@@ -492,7 +492,7 @@ def test_other_suffixes_match_what_is_known_already(rig: Rig) -> None:
     assert rig.waiting() == {"Micrographs/mic_1": "waits for coordinates"}
     rig.ledger.close()
     rig.ledger = Ledger(rig.path, suffixes=[*DEFAULT_SUFFIXES, "_mine"])
-    rig.ledger.require(rig.required)
+    rig.ledger.require({kind: kind for kind in rig.required})
     rig.ledger.join_all()
     finish(rig)
     assert rig.live_items() == ["Micrographs/mic_1", "Micrographs/mic_2"]
@@ -1032,8 +1032,11 @@ def test_hostile_names_are_matched_worked_on_and_shown(rig: Rig, name: str) -> N
     folder = f"grid {name}"
     rig.micrograph(f"{folder}/{name}.mrc")
     ((item, reason, _),) = rig.ledger.waiting()
-    assert item.isascii()
-    assert not set(item) & set("<>'\"\n; ")
+    safe, _, path = item.partition(" (")
+    assert safe.isascii()
+    assert not set(safe) & set("<>'\"\n; ")
+    path.encode()  # can be printed and sent
+    assert path.endswith(".mrc)"), "the name that people know is shown, too"
     assert reason == "waits for coordinates"
 
     rig.table(f"{name}_autopick.star", {f"{name}_autopick.star": "1"})
