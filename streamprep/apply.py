@@ -12,9 +12,9 @@ import numpy as np
 
 from streamprep import formats
 from streamprep.arrays import DeviceName, choose_backend, to_host
-from streamprep.config import nearest, parse_override
+from streamprep.config import parse_override
 from streamprep.formats import mrc, star
-from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles
+from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles, nearest
 from streamprep.pipeline import Plan, Step, make_step, run_map, run_particles
 from streamprep.plugin_manager import Plugins
 

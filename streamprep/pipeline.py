@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamprep.arrays import Backend, to_host
-from streamprep.config import Config, explain, nearest
+from streamprep.config import Config, explain
 from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
 from streamprep.model import (
     ConfigError,
@@ -28,6 +28,7 @@ from streamprep.model import (
     Micrograph,
     Particles,
     StreamprepError,
+    nearest,
 )
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
@@ -114,8 +115,9 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
     ------
     ConfigError
         An operation is unknown (the nearest is named, and broken plugins with their traceback), offered by two
-        plugins, or its parameters are not valid.
+        plugins, or its parameters are not valid; a plugin to be left out is unknown.
     """
+    plugins.check_blocked(config.plugins.block, f"{config.file}: [plugins] block")
     steps: list[Step] = []
     for table in OPERATION_HOOKS:
         tables = getattr(config, table)
@@ -153,6 +155,8 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
         message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
         for broken in plugins.broken:
             message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+        for plugin, why in plugins.left_out:
+            message += f"\nplugin {plugin.name} of {plugin.distribution} may offer it, but is not loaded: {why}"
         elsewhere = [lane for lane, other in OPERATION_HOOKS.items() if other != hook and plugins.named(other, name)]
         if elsewhere:
             message += f"\n{name} works on {' and '.join(elsewhere)}"

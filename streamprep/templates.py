@@ -12,9 +12,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from streamprep.config import Config, CtfSection, OpticsSection, Session, nearest
+from streamprep.config import Config, CtfSection, OpticsSection, Session
 from streamprep.hookspecs import OPERATION_HOOKS
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, nearest
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
 DEFAULT_OPERATIONS = ("coordinates.pick_noise", "particles.normalize", "particles.invert")
