@@ -259,6 +259,7 @@ def run_micrograph(
             boxes = _run(plan.extract, there, Particles, timer, micrograph=micrograph, coordinates=found)
             if boxes is None:
                 raise OperationError(plan.extract.name, "returned None, not Particles")
+            _check_square(plan.extract, boxes)
             if boxes.coordinates is not None:
                 sets[label] = boxes.coordinates
             boxes = run_particles(plan, boxes, there, timer=timer)
@@ -280,8 +281,16 @@ def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: 
         rows = len(made.coordinates) if made.coordinates is not None else len(made)
         if len(made.pixels.shape) != 3 or len(made) != rows:
             raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
+        if particles.pixels.shape[1] == particles.pixels.shape[2]:  # `apply` takes micrographs, too, as they are
+            _check_square(step, made)
         particles = made
     return particles
+
+
+def _check_square(step: Step, made: Particles) -> None:
+    shape = tuple(int(side) for side in made.pixels.shape)
+    if shape[-2:-1] != shape[-1:]:
+        raise OperationError(step.name, f"returned pixels of shape {shape}; the images of a set must be square")
 
 
 def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_timer) -> Map:
