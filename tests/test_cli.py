@@ -34,6 +34,13 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     assert "Example: streamprep" in " ".join(text.split())
 
 
+def test_units_in_square_brackets_are_shown() -> None:
+    text = " ".join(call("simulate", "--help").split())
+    assert "Side of a micrograph [px]." in text
+    assert "Box size [px]." in text
+    assert "Pixel size [Å];" in " ".join(call("apply", "--help").split())
+
+
 def test_version() -> None:
     assert call("--version").strip() == f"streamprep {__version__}"
 
