@@ -175,7 +175,7 @@ def test_input_and_output_may_be_one_file(run: Apply, stack: Path) -> None:
 def test_warnings_of_operations_come_back(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "flat.mrcs"
     mrc.write(source, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
-    assert run("normalize", source=source) == ["2 of 2 images are constant; they were left at mean zero"]
+    assert run("normalize", source=source) == ["2 of 2 particle images are constant; they were left at mean zero"]
 
 
 def test_the_seed_decides_chance(run: Apply) -> None:
@@ -400,7 +400,7 @@ def test_the_command_shows_warnings(
 ) -> None:
     mrc.write(stack, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
     assert command(monkeypatch, "normalize", stack, stack.with_name("out.mrcs"), "--device", "cpu") == 0
-    assert capsys.readouterr().err == "warning: 2 of 2 images are constant; they were left at mean zero\n"
+    assert capsys.readouterr().err == "warning: 2 of 2 particle images are constant; they were left at mean zero\n"
 
 
 @pytest.mark.parametrize(
