@@ -358,8 +358,8 @@ def retry(
 @app.command()
 def apply(
     operations: Annotated[str, typer.Argument(help="Operations, separated by commas, in the order they run.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map).")],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map, .ccp4).")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write, of the same kind.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPERATION.KEY=VALUE", help="A parameter. May be repeated."),
