@@ -210,7 +210,7 @@ def init(
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
-    Every operation that is installed stands in it; those not asked for are commented out.
+    Every installed operation that sessions run stands in it; those not asked for are commented out.
 
     Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
     """

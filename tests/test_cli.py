@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -88,6 +89,14 @@ def test_init_every_commented_default_is_the_default(tmp_path: Path) -> None:
 def test_init_refuses_an_operation_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"particles.invrt: not installed; did you mean particles.invert\?"):
         CliRunner().invoke(app, ["init", str(tmp_path), "-o", "particles.invrt"], catch_exceptions=False)
+
+
+def test_init_leaves_the_operations_on_maps_to_apply(tmp_path: Path) -> None:
+    call("init", tmp_path)
+    assert "maps." not in (tmp_path / "streamprep.toml").read_text()
+    with pytest.raises(ConfigError, match=r"maps.invert: sessions do not process maps; streamprep apply does"):
+        CliRunner().invoke(app, ["init", str(tmp_path), "--force", "-o", "maps.invert"], catch_exceptions=False)
+    assert re.search(r"^maps +90 +invert", call("ops"), re.MULTILINE)
 
 
 def test_the_configuration_page_is_what_init_writes(tmp_path: Path) -> None:
