@@ -12,11 +12,18 @@ import numpy as np
 
 from streamprep import formats
 from streamprep.arrays import DeviceName, choose_backend, to_host
-from streamprep.config import nearest, parse_override
+from streamprep.config import parse_override
 from streamprep.formats import mrc, star
-from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles
+from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles, nearest
 from streamprep.pipeline import Plan, Step, make_step, run_map, run_particles
 from streamprep.plugin_manager import Plugins
+
+ENDINGS = {
+    "map": (".mrc", ".map", ".ccp4"),
+    "stack of images": (".mrcs",),
+    "single image": (".mrcs", ".mrc"),
+}
+"""What an output may end in, for each kind of input."""
 
 
 def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, plugins: Plugins) -> tuple[Step, ...]:
@@ -27,6 +34,11 @@ def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, 
     ConfigError
         An operation or a parameter is unknown or not valid.
     """
+    if not all(operations):
+        raise ConfigError(
+            f"operations {','.join(operations)!r}: a name is missing; separate names by single commas, for example "
+            "normalize,invert"
+        )
     values: dict[str, dict[str, Any]] = {name: {} for name in operations}
     for text in overrides:
         keys, value = parse_override(text)
@@ -58,7 +70,8 @@ def apply(
     operations
         Names, in the order in which they run.
     source, target
-        MRC files: ``.mrcs`` for stacks of particles, ``.mrc`` or ``.map`` for maps.
+        MRC files: ``.mrcs`` for stacks of particles, ``.mrc``, ``.map`` or ``.ccp4`` for maps; a single image may be
+        ``.mrc``, too.
     overrides
         ``OPERATION.KEY=VALUE`` texts.
     pixel_size_angstrom
@@ -74,11 +87,14 @@ def apply(
     Raises
     ------
     ConfigError
-        An operation, a parameter, the device or the place of ``target`` is not valid.
+        An operation, a parameter, the device, or the place or ending of ``target`` is not valid.
     InputError
         ``source`` or ``ctf`` cannot be used.
     """
-    target = Path(os.path.realpath(target))  # a link stays, and what it points to is written
+    ending, target = (
+        target.suffix.lower(),
+        Path(os.path.realpath(target)),
+    )  # a link stays, and what it points to is written
     if target.exists() and not target.is_file():
         what = "a folder" if target.is_dir() else "no regular file"
         raise ConfigError(f"{target}: this is {what}; give the name of a file to write")
@@ -88,12 +104,16 @@ def apply(
         if not path.is_file():
             raise InputError(path, "this is a folder, not a file" if path.is_dir() else "no such file")
     if formats.classify_path(source, _head(source)) is None:
-        raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc and .map")
+        raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc, .map and .ccp4")
     image: Image = formats.read_item(Item("map", source.stem, source))  # type: ignore[assignment]
     pixel_size = pixel_size_angstrom or image.pixel_size_angstrom
     if not pixel_size:
         raise InputError(source, "its header has no pixel size; give --pixel-size-angstrom")
     lane = "particles" if source.suffix.lower() == ".mrcs" or image.pixels.ndim == 2 else "maps"
+    what = "map" if lane == "maps" else "single image" if image.pixels.ndim == 2 else "stack of images"
+    allowed = ENDINGS[what]
+    if ending not in allowed:
+        raise ConfigError(f"{target}: {source} holds a {what}; the output must end in {' or '.join(allowed)}")
     steps = make_steps(operations, overrides, lane, plugins)
     plan = Plan(steps, {"seed": seed})
     backend = choose_backend(device)

@@ -210,7 +210,7 @@ def init(
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
-    Every operation that is installed stands in it; those not asked for are commented out.
+    Every installed operation that sessions run stands in it; those not asked for are commented out.
 
     Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
     """
@@ -358,14 +358,14 @@ def retry(
 @app.command()
 def apply(
     operations: Annotated[str, typer.Argument(help="Operations, separated by commas, in the order they run.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map).")],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map, .ccp4).")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write, of the same kind.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPERATION.KEY=VALUE", help="A parameter. May be repeated."),
     ] = None,
     pixel_size_angstrom: Annotated[
-        float | None, typer.Option(min=1e-6, help="Pixel size [Å]; from the header unless given.")
+        float | None, typer.Option(min=1e-6, help=r"Pixel size \[Å]; from the header unless given.")
     ] = None,
     ctf: Annotated[Path | None, typer.Option(help="STAR table with the CTF of each particle.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
@@ -398,9 +398,9 @@ def apply(
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,
-    size: Annotated[int, typer.Option(min=128, max=16384, help="Side of a micrograph [px].")] = 1024,
+    size: Annotated[int, typer.Option(min=128, max=16384, help=r"Side of a micrograph \[px].")] = 1024,
     particles: Annotated[int, typer.Option(min=0, help="Particles on each.")] = 30,
-    box: Annotated[int, typer.Option(min=16, help="Box size [px].")] = 96,
+    box: Annotated[int, typer.Option(min=16, help=r"Box size \[px].")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Seed: the same seed makes the same bytes.")] = 0,
     interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures; 0: at once.")] = 0.0,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamprep.arrays import DeviceName
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, nearest
 from streamprep.naming import DEFAULT_SUFFIXES
 
 Parameters = dict[str, Any]
@@ -210,11 +209,3 @@ def _model_at(model: type[BaseModel], location: Iterable[str]) -> type[BaseModel
 def _unknown(where: object, table: str, key: str, model: type[BaseModel]) -> str:
     known = [name for name in model.model_fields if name != "file"]
     return f"{where}: {f'[{table}] ' if table else ''}{key}: unknown key; {nearest(key, known)}"
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint: the most similar known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known are {', '.join(sorted(known))}" if known else "none is known here"

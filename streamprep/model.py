@@ -7,8 +7,9 @@ origin of an axis of length L is the index ``L // 2``. Readers and writers conve
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -47,6 +48,14 @@ class InputError(StreamprepError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         return (InputError, (self.path, self.reason))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint: the most similar known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known are {', '.join(sorted(known))}" if known else "none is known here"
 
 
 class Reject(Exception):  # noqa: N818 - an outcome, not an error

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamprep.arrays import Backend, to_host
-from streamprep.config import Config, explain, nearest
+from streamprep.config import Config, explain
 from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
 from streamprep.model import (
     ConfigError,
@@ -28,6 +28,7 @@ from streamprep.model import (
     Micrograph,
     Particles,
     StreamprepError,
+    nearest,
 )
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
@@ -114,8 +115,9 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
     ------
     ConfigError
         An operation is unknown (the nearest is named, and broken plugins with their traceback), offered by two
-        plugins, or its parameters are not valid.
+        plugins, or its parameters are not valid; a plugin to be left out is unknown.
     """
+    plugins.check_blocked(config.plugins.block, f"{config.file}: [plugins] block")
     steps: list[Step] = []
     for table in OPERATION_HOOKS:
         tables = getattr(config, table)
@@ -153,6 +155,8 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
         message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
         for broken in plugins.broken:
             message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+        for plugin, why in plugins.left_out:
+            message += f"\nplugin {plugin.name} of {plugin.distribution} may offer it, but is not loaded: {why}"
         elsewhere = [lane for lane, other in OPERATION_HOOKS.items() if other != hook and plugins.named(other, name)]
         if elsewhere:
             message += f"\n{name} works on {' and '.join(elsewhere)}"
@@ -255,6 +259,7 @@ def run_micrograph(
             boxes = _run(plan.extract, there, Particles, timer, micrograph=micrograph, coordinates=found)
             if boxes is None:
                 raise OperationError(plan.extract.name, "returned None, not Particles")
+            _check_square(plan.extract, boxes)
             if boxes.coordinates is not None:
                 sets[label] = boxes.coordinates
             boxes = run_particles(plan, boxes, there, timer=timer)
@@ -276,8 +281,16 @@ def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: 
         rows = len(made.coordinates) if made.coordinates is not None else len(made)
         if len(made.pixels.shape) != 3 or len(made) != rows:
             raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
+        if particles.pixels.shape[1] == particles.pixels.shape[2]:  # `apply` takes micrographs, too, as they are
+            _check_square(step, made)
         particles = made
     return particles
+
+
+def _check_square(step: Step, made: Particles) -> None:
+    shape = tuple(int(side) for side in made.pixels.shape)
+    if shape[-2:-1] != shape[-1:]:
+        raise OperationError(step.name, f"returned pixels of shape {shape}; the images of a set must be square")
 
 
 def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_timer) -> Map:

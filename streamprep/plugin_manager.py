@@ -14,6 +14,7 @@ import pluggy
 
 from streamprep import hookspecs
 from streamprep.hookspecs import OPERATION_HOOKS, PROJECT, OperationInfo
+from streamprep.model import ConfigError, nearest
 
 ENTRY_POINT_GROUP = "streamprep"
 LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
@@ -61,6 +62,8 @@ class Plugins:
     manager: pluggy.PluginManager
     plugins: list[LoadedPlugin] = field(default_factory=list)
     operations: list[LoadedOperation] = field(default_factory=list)
+    not_listed: list[LoadedPlugin] = field(default_factory=list)
+    """Installed plugins that ``STREAMPREP_LOAD_PLUGINS`` does not list."""
 
     @property
     def hook(self) -> Any:
@@ -79,6 +82,19 @@ class Plugins:
     def broken(self) -> list[LoadedPlugin]:
         """Plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.error is not None]
+
+    @property
+    def left_out(self) -> list[tuple[LoadedPlugin, str]]:
+        """Plugins that are installed but were not to be loaded, and what says so."""
+        blocked = [(plugin, "[plugins] block names it") for plugin in self.plugins if plugin.blocked]
+        return blocked + [(plugin, f"{LOAD_VARIABLE} does not list it") for plugin in self.not_listed]
+
+    def check_blocked(self, block: Iterable[str], where: str) -> None:
+        """Raise ConfigError where a name that is to be left out is not the name of any plugin."""
+        known = {plugin.name for plugin in (*self.plugins, *self.not_listed)}
+        for name in block:
+            if name not in known:
+                raise ConfigError(f"{where}: no plugin {name!r} is installed; {nearest(name, sorted(known))}")
 
 
 def load_plugins(
@@ -102,6 +118,11 @@ def load_plugins(
     sinks
         False leaves the sinks out, for work without a session.
 
+    Raises
+    ------
+    ConfigError
+        ``STREAMPREP_LOAD_PLUGINS`` lists an entry point that is not installed.
+
     Notes
     -----
     A plugin that raises on import, or whose hooks do not fit, is kept in `Plugins.broken` with its traceback; the
@@ -120,11 +141,16 @@ def load_plugins(
     only = environ.get(LOAD_VARIABLE)
     wanted = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
     points = sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value))
+    names = [point.name for point in points]
+    built_in = {plugin.name for plugin in found.plugins}
+    for name in sorted((wanted or set()) - built_in - set(names)):
+        raise ConfigError(f"{LOAD_VARIABLE}={only}: no entry point {name!r} is installed; {nearest(name, names)}")
     for point in points:
-        if wanted is not None and point.name not in wanted:
-            continue
         distribution = point.dist.name if point.dist is not None else "unknown"
         version = point.dist.version if point.dist is not None else "0"
+        if wanted is not None and point.name not in wanted:
+            found.not_listed.append(LoadedPlugin(point.name, distribution, version))
+            continue
         _add(found, point.name, distribution, version, blocked, point.load)
     return found
 

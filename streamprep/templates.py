@@ -12,9 +12,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from streamprep.config import Config, CtfSection, OpticsSection, Session, nearest
+from streamprep.config import Config, CtfSection, OpticsSection, Session
 from streamprep.hookspecs import OPERATION_HOOKS
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, nearest
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
 DEFAULT_OPERATIONS = ("coordinates.pick_noise", "particles.normalize", "particles.invert")
@@ -27,7 +27,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     Parameters
     ----------
     plugins
-        Their operations all appear.
+        Their operations all appear, but for those on maps, which sessions do not process.
     folder
         Where the session lies; folders and CTF tables that are there are put in.
     active
@@ -36,10 +36,13 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     Raises
     ------
     ConfigError
-        An operation is not installed.
+        An operation is not installed, or works on maps.
     """
-    known = {f"{lane}.{made.info.name}" for lane, made in _by_lane(plugins)}
-    for name in active - known:
+    offered = [(lane, made) for lane, made in _by_lane(plugins) if lane != "maps"]
+    known = {f"{lane}.{made.info.name}" for lane, made in offered}
+    for name in sorted(active - known):
+        if name.startswith("maps."):
+            raise ConfigError(f"--operation {name}: sessions do not process maps; streamprep apply does")
         raise ConfigError(f"--operation {name}: not installed; {nearest(name, sorted(known))}")
     watch = [name for name in USUAL_FOLDERS if (folder / name).is_dir()] or list(USUAL_FOLDERS)
     lines = [
@@ -65,7 +68,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     else:
         lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
                   '# table = "micrographs_ctf.star"', ""]  # fmt: skip
-    for lane, made in _by_lane(plugins):
+    for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
         on = lane == "extract" or table in active
         about = (inspect.getdoc(made.info.params) or "").splitlines()[0]

@@ -175,7 +175,7 @@ def test_input_and_output_may_be_one_file(run: Apply, stack: Path) -> None:
 def test_warnings_of_operations_come_back(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "flat.mrcs"
     mrc.write(source, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
-    assert run("normalize", source=source) == ["2 of 2 images are constant; they were left at mean zero"]
+    assert run("normalize", source=source) == ["2 of 2 particle images are constant; they were left at mean zero"]
 
 
 def test_the_seed_decides_chance(run: Apply) -> None:
@@ -245,7 +245,8 @@ def test_a_map_has_no_ctf(run: Apply, tmp_path: Path) -> None:
     ("names", "override", "said"),
     [
         ("normalise", "", "normalise unknown operation; did you mean normalize?"),
-        ("normalize,", "", "unknown operation; known are"),
+        ("normalize,", "", "operations 'normalize,': a name is missing; separate names by single commas"),
+        ("", "", "operations '': a name is missing"),
         (
             "normalize",
             "normalise.method=new",
@@ -326,6 +327,35 @@ def test_an_output_that_cannot_be_written_is_named_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in.mrcs"]
 
 
+@pytest.mark.parametrize("target", ["out.txt", "out", "out.map", "out.mrc", "out.mrcs.bak"])
+def test_a_stack_is_written_to_a_stack(run: Apply, tmp_path: Path, target: str) -> None:
+    with pytest.raises(ConfigError, match=rf"/{target}: .*in\.mrcs holds a stack of images; the output must end in "):
+        run("invert", target=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mrcs"]
+
+
+def test_a_map_is_written_to_a_map(run: Apply, tmp_path: Path) -> None:
+    source = tmp_path / "volume.mrc"
+    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    for target in ("out.mrcs", "out.txt"):
+        with pytest.raises(ConfigError, match=r"holds a map; the output must end in \.mrc or \.map or \.ccp4"):
+            run("invert", source=source, target=target)
+    for target in ("out.mrc", "out.map", "out.CCP4"):
+        run("invert", source=source, target=target)
+
+
+@pytest.mark.parametrize("target", ["out.mrcs", "out.mrc"])
+def test_a_single_image_may_be_written_as_either(run: Apply, tmp_path: Path, target: str) -> None:
+    source = tmp_path / "mic.mrc"
+    with mrcfile.new(source) as file:
+        file.set_data(images()[0, :, :6])
+        file.voxel_size = 1.5
+    run("invert", source=source, target=target)
+    np.testing.assert_array_equal(mrc.read(tmp_path / target).pixels.reshape(8, 6), -images()[0, :, :6])
+    with pytest.raises(ConfigError, match=r"holds a single image; the output must end in \.mrcs or \.mrc"):
+        run("invert", source=source, target="out.map")
+
+
 def test_the_folder_of_the_output_must_exist(run: Apply, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none/out\.mrcs: its folder does not exist"):
         run("invert", target="none/out.mrcs")
@@ -334,7 +364,8 @@ def test_the_folder_of_the_output_must_exist(run: Apply, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("notes.txt", b"hello", "not a stack or map; known endings are .mrcs, .mrc and .map"),
+        ("notes.txt", b"hello", "not a stack or map; known endings are .mrcs, .mrc, .map and .ccp4"),
+        ("empty.mrcs", b"", "the file is empty"),
         ("short.mrcs", b"hello", "has 1024 bytes, this file has only 5"),
         ("zero.mrcs", bytes(2048), "header"),
     ],
@@ -400,7 +431,7 @@ def test_the_command_shows_warnings(
 ) -> None:
     mrc.write(stack, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
     assert command(monkeypatch, "normalize", stack, stack.with_name("out.mrcs"), "--device", "cpu") == 0
-    assert capsys.readouterr().err == "warning: 2 of 2 images are constant; they were left at mean zero\n"
+    assert capsys.readouterr().err == "warning: 2 of 2 particle images are constant; they were left at mean zero\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -32,6 +33,13 @@ def call(*arguments: object) -> str:
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     text = call(verb, "--help")
     assert "Example: streamprep" in " ".join(text.split())
+
+
+def test_units_in_square_brackets_are_shown() -> None:
+    text = " ".join(call("simulate", "--help").split())
+    assert "Side of a micrograph [px]." in text
+    assert "Box size [px]." in text
+    assert "Pixel size [Å];" in " ".join(call("apply", "--help").split())
 
 
 def test_version() -> None:
@@ -81,6 +89,14 @@ def test_init_every_commented_default_is_the_default(tmp_path: Path) -> None:
 def test_init_refuses_an_operation_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"particles.invrt: not installed; did you mean particles.invert\?"):
         CliRunner().invoke(app, ["init", str(tmp_path), "-o", "particles.invrt"], catch_exceptions=False)
+
+
+def test_init_leaves_the_operations_on_maps_to_apply(tmp_path: Path) -> None:
+    call("init", tmp_path)
+    assert "maps." not in (tmp_path / "streamprep.toml").read_text()
+    with pytest.raises(ConfigError, match=r"maps.invert: sessions do not process maps; streamprep apply does"):
+        CliRunner().invoke(app, ["init", str(tmp_path), "--force", "-o", "maps.invert"], catch_exceptions=False)
+    assert re.search(r"^maps +90 +invert", call("ops"), re.MULTILINE)
 
 
 def test_the_configuration_page_is_what_init_writes(tmp_path: Path) -> None:

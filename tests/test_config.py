@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamprep.config import load, nearest, parse_override
-from streamprep.model import ConfigError
+from streamprep.config import load, parse_override
+from streamprep.model import ConfigError, nearest
 
 GOOD = '[session]\nwatch = ["Micrographs"]\n[extract]\nbox_size_px = 64\n[particles.normalize]\nmethod = "new"\n'
 

@@ -12,7 +12,7 @@ from streamprep import Context, Coordinates, Item, Micrograph, Optics, Params, P
 from streamprep.config import Config
 from streamprep.hookspecs import OperationInfo
 from streamprep.model import ConfigError
-from streamprep.pipeline import OperationError, context_for, resolve, run_micrograph
+from streamprep.pipeline import OperationError, context_for, resolve, run_micrograph, run_particles
 from streamprep.plugin_manager import LoadedOperation, Plugins, load_plugins
 
 
@@ -155,6 +155,11 @@ def test_coordinates_with_the_particle_label_replace_the_particles(plugins: Plug
         ("process_particles", lambda particles: 3, "returned int, not Particles or None"),
         ("process_particles", lambda particles: particles.with_pixels(particles.pixels[0]), "shape (16, 16)"),
         ("process_particles", lambda particles: particles.with_pixels(particles.pixels[:1]), "for 2 particles"),
+        (
+            "process_particles",
+            lambda particles: particles.with_pixels(particles.pixels[:, :10]),
+            "returned pixels of shape (2, 10, 16); the images of a set must be square",
+        ),
         ("process_micrograph", lambda micrograph: "x", "returned str, not Micrograph or None"),
     ],
 )
@@ -165,6 +170,23 @@ def test_wrong_returns_name_the_operation(plugins: Plugins, hook: str, function:
         run(resolve(config(**{lane: {"odd": {}}}, **BOXES), more))
     assert error.value.operation == "odd"
     assert words in str(error.value)
+
+
+def test_boxes_that_are_not_square_are_refused(plugins: Plugins) -> None:
+    def extract(micrograph: Micrograph, coordinates: Coordinates) -> Particles:
+        return Particles(np.zeros((len(coordinates), 8, 16), np.float32), micrograph.optics)
+
+    others = Plugins(plugins.manager, plugins.plugins, [])
+    more = add(others, "extract_particles", "extract", 1, extract)
+    with pytest.raises(OperationError, match=r"extract: returned pixels of shape \(2, 8, 16\); the images of a set"):
+        run(resolve(config(extract={}), more))
+
+
+def test_images_that_were_not_square_may_stay_so(plugins: Plugins) -> None:
+    plan = resolve(config(particles={"invert": {}}), plugins)
+    images = Particles(np.ones((1, 4, 6), np.float32), Optics(1.0))
+    done = run_particles(plan, images, context_for(plan, Item("particles", "mic", Path("mic.mrc"))))
+    np.testing.assert_array_equal(done.pixels, -images.pixels)
 
 
 def test_reject_passes_through(plugins: Plugins) -> None:

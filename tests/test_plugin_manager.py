@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from streamprep import hookimpl, operation
+from streamprep.config import Config
+from streamprep.model import ConfigError
+from streamprep.pipeline import resolve
 from streamprep.plugin_manager import BUILTIN_OPERATIONS, Plugins, load_plugins
 
 
@@ -84,6 +87,43 @@ def test_blocked_plugins_are_listed_but_not_loaded(site: Path) -> None:
     (plugin,) = [plugin for plugin in loaded.plugins if plugin.name == "good"]
     assert plugin.blocked
     assert not loaded.broken
+
+
+def config(block: list[str], **operations: object) -> Config:
+    return Config.model_validate({"session": {"watch": ["M"]}, "plugins": {"block": block}, "maps": operations})
+
+
+@pytest.mark.parametrize("listed", ["glowr", "glower, glowr", "normalize,glowr"])
+def test_a_plugin_that_is_asked_for_but_not_installed_is_named(site: Path, listed: str) -> None:
+    distribution(site, "glower", GOOD)
+    with pytest.raises(ConfigError, match=r"^STREAMPREP_LOAD_PLUGINS=.*'glowr' is installed; did you mean glower\?$"):
+        load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": listed})
+    assert load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": "glower,normalize"}).named("process_map", "glow")
+
+
+def test_a_plugin_that_is_to_be_blocked_but_not_installed_is_named(site: Path) -> None:
+    distribution(site, "glower", GOOD)
+    with pytest.raises(ConfigError, match=r"\[plugins\] block: no plugin 'glowr' is installed; did you mean glower\?"):
+        resolve(config(["glowr"]), load_plugins(block=["glowr"], environ={}))
+    for environ in ({}, {"STREAMPREP_LOAD_PLUGINS": ""}):
+        resolve(config(["glower", "status"]), load_plugins(block=["glower", "status"], environ=environ))
+
+
+@pytest.mark.parametrize(
+    ("block", "environ", "why"),
+    [
+        (["glower"], {}, "[plugins] block names it"),
+        ([], {"STREAMPREP_LOAD_PLUGINS": ""}, "STREAMPREP_LOAD_PLUGINS does not list it"),
+    ],
+)
+def test_an_operation_whose_plugin_is_left_out_says_so_and_imports_nothing(
+    site: Path, block: list[str], environ: dict[str, str], why: str
+) -> None:
+    distribution(site, "glower", "raise RuntimeError('it was imported')")
+    with pytest.raises(ConfigError) as caught:
+        resolve(config(block, glow={}), load_plugins(block=block, environ=environ))
+    assert "[maps.glow] unknown operation" in str(caught.value)
+    assert f"plugin glower of glower may offer it, but is not loaded: {why}" in str(caught.value)
 
 
 def test_hooks_are_called_on_registered_objects() -> None:

@@ -68,6 +68,8 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
     InputError
         Sizes, mode or extended header are impossible, in either byte order.
     """
+    if not head:
+        raise InputError(path, "the file is empty")
     if len(head) < HEADER_BYTES:
         raise InputError(path, f"an MRC header has 1024 bytes, this file has only {len(head)}")
     said = ""
@@ -110,6 +112,8 @@ def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
     InputError
         The header can never become a usable file.
     """
+    if not size_bytes:
+        return "the file is empty"
     if size_bytes < HEADER_BYTES:
         return f"{size_bytes} of the 1024 bytes of an MRC header"
     if not any(head[:HEADER_BYTES]):

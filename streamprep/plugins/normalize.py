@@ -126,10 +126,10 @@ def normalize_particles(particles: Particles, params: Normalize, ctx: Context) -
     count = int(xp.count_nonzero(constant))
     broken = int(xp.count_nonzero(~xp.all(xp.isfinite(normalised), axis=(1, 2)))) if count else 0
     if count > broken:
-        ctx.warn(f"{count - broken} of {len(particles)} images are constant; they were left at mean zero")
+        ctx.warn(f"{count - broken} of {len(particles)} {ctx.label} images are constant; they were left at mean zero")
     if broken:
         ctx.warn(
-            f"{broken} of {len(particles)} images hold values that are not finite (NaN or infinite); they could not be "
-            "normalised"
+            f"{broken} of {len(particles)} {ctx.label} images hold values that are not finite (NaN or infinite); they "
+            "could not be normalised"
         )
     return particles.with_pixels(normalised)

@@ -5,13 +5,14 @@ Coordinates are host data on every backend: a few hundred rows, read from tables
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -29,6 +30,8 @@ FEW_PIXELS = 1 << 15
 """When no more pixels than this are free, each is looked at, instead of drawing from them."""
 TESTED_PIXELS = 1 << 27
 """Pixels of boxes that `accept` may look at in vain: where nearly every box is an outlier, the search ends."""
+PLACEHOLDERS = ("{stem}", "{name}")
+"""What may stand for the micrograph in the pattern of its mask."""
 _LENGTH_BITS = 18
 OUTLIER_Z = 4.0
 """Robust z-score of a box's mean or log-variance beyond which `reject_outliers` drops it."""
@@ -59,6 +62,14 @@ class PickNoise(Params):
         False,
         description="Leave out boxes whose mean or variance is an outlier of the micrograph: carbon, ice.",
     )
+
+    @field_validator("mask")
+    @classmethod
+    def _known_placeholders(cls, mask: str | None) -> str | None:
+        for placeholder in re.findall(r"\{[^{}]*\}", mask or ""):
+            if placeholder not in PLACEHOLDERS:
+                raise ValueError(f"{placeholder} is unknown; allowed are {' and '.join(PLACEHOLDERS)}")
+        return mask
 
     def companions(self) -> Mapping[Kind, str | None]:
         """A micrograph waits for its mask where one is asked for."""

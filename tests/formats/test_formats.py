@@ -62,7 +62,7 @@ def test_every_real_file_is_known_by_its_ending_and_readable(path: Path) -> None
         ("micrographs/Ucsf_stack_1142_DW.mrc", "micrograph", (927, 959), "float32", 1.0),
         ("masks/Ucsf_stack_1142_DW.mrc", "micrograph", (927, 959), "float32", 1.0),
         ("maps/EMD-3197.map", "map", (20, 20, 20), "float32", 11.4),
-        ("maps/EMD-3001.map", "map", (25, 43, 73), "float32", 0.44825),
+        ("maps/EMD-3001.map", "map", (73, 25, 43), "float32", 0.44825),
         ("maps/emd_6272_part.mrc", "map", (52, 52, 52), "float32", 1.023),
     ],
 )

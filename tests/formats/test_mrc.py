@@ -111,7 +111,7 @@ def test_is_mrc_goes_by_the_map_id() -> None:
 @pytest.mark.parametrize(
     ("size", "head", "expected"),
     [
-        (0, b"", "0 of the 1024 bytes of an MRC header"),
+        (0, b"", "the file is empty"),
         (1023, header(10, 10, 1, 2)[:1023], "1023 of the 1024 bytes of an MRC header"),
         (1024, bytes(1024), "its header is still all zero"),
         (1 << 30, bytes(4096), "its header is still all zero"),

@@ -151,7 +151,7 @@ def test_the_warning_counts_constant_images() -> None:
     pixels[[1, 3]] = 4
     _, warnings = run_operation(normalize_particles, particles.with_pixels(pixels))
     assert len(warnings) == 1
-    assert "2 of 5 images are constant" in warnings[0]
+    assert "2 of 5 particle images are constant" in warnings[0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -162,8 +162,8 @@ def test_values_that_are_not_finite_are_not_called_constant(value: float) -> Non
     pixels[[2, 4], 3, 3] = value
     _, warnings = run_operation(normalize_particles, particles.with_pixels(pixels))
     assert warnings == [
-        "1 of 5 images are constant; they were left at mean zero",
-        "2 of 5 images hold values that are not finite (NaN or infinite); they could not be normalised",
+        "1 of 5 particle images are constant; they were left at mean zero",
+        "2 of 5 particle images hold values that are not finite (NaN or infinite); they could not be normalised",
     ]
 
 

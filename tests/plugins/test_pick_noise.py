@@ -379,6 +379,17 @@ def test_a_mask_is_waited_for_only_where_one_is_asked_for() -> None:
     assert PickNoise(mask="Masks/{stem}.mrc").companions() == {"mask": "Masks/{stem}.mrc"}
 
 
+@pytest.mark.parametrize("mask", ["Masks/{stem}.mrc", "{name}.mrc", "masks.mrc", ""])
+def test_patterns_of_masks_may_stand_for_the_micrograph(mask: str) -> None:
+    assert PickNoise(mask=mask).mask == mask
+
+
+@pytest.mark.parametrize("mask", ["{foo}.mrc", "{stem}/{foo}.mrc"])
+def test_a_pattern_with_an_unknown_placeholder_is_refused(mask: str) -> None:
+    with pytest.raises(ValueError, match=r"\{foo\} is unknown; allowed are \{stem\} and \{name\}"):
+        PickNoise(mask=mask)
+
+
 def patched(seed: int = 0) -> Micrograph:
     """A patch of carbon, bright, on noise."""
     micrograph = tiny_micrograph((160, 240), seed)
