@@ -38,6 +38,9 @@ class Session(_Section):
         description="A truncated file that does not grow for this long counts as failed, until it does [s].",
     )
     job_timeout_seconds: float = Field(600.0, gt=0, description="A job that takes longer is stopped and retried [s].")
+    start_timeout_seconds: float = Field(
+        120.0, gt=0, description="Worker processes that take up nothing for this long are stopped [s]."
+    )
     max_attempts: int = Field(3, ge=1, description="A job that fails this often is put aside as failed.")
     stop_after_failures: int = Field(
         10, ge=1, description="Stop taking new work when one operation fails on this many items in a row."

@@ -413,6 +413,7 @@ class LocalExecutor:
         self.size = config.session.workers or (1 if backend.name == "gpu" else cores)
         self._config = config
         self._timeout = config.session.job_timeout_seconds
+        self._start_timeout = config.session.start_timeout_seconds
         threads = str(max(1, cores // self.size))
         for variable in THREAD_VARIABLES:
             if variable not in (environ or os.environ):
@@ -472,7 +473,7 @@ class LocalExecutor:
             return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
 
     def check(self) -> None:
-        """Stop the workers when they take up nothing for as long as a job may last: they hang before any job.
+        """Stop the workers when they take up nothing for a long time: they hang before any job.
 
         pebble watches over the jobs that a worker has, but not over a worker that never gets ready to take one.
         """
@@ -481,9 +482,9 @@ class LocalExecutor:
             self._nothing_since = None
         elif self._nothing_since is None:
             self._nothing_since = time.monotonic()
-        elif time.monotonic() - self._nothing_since > self._timeout:
+        elif time.monotonic() - self._nothing_since > self._start_timeout:
             self._nothing_since = None
-            log.error("no worker process got ready within job_timeout_seconds = %g", self._timeout)
+            log.error("no worker process got ready within start_timeout_seconds = %g", self._start_timeout)
             self._pool.stop()
             self._pool.join(timeout=10)
 

@@ -213,6 +213,8 @@ def test_what_fails_on_every_item_stops_the_session_and_names_itself(
     if how:
         session.append(f'[micrographs.trouble]\nhow = "{how}"\nwhere = "mic"\n')
     session.edit("[session]\n", "[session]\njob_timeout_seconds = 2\nmax_attempts = 3\nstop_after_failures = 2\n")
+    if setup == "hang":
+        session.edit("[session]\n", "[session]\nstart_timeout_seconds = 3\n")
     done = session.once(env={**installed, "SHINE_SETUP": setup})
     assert done.returncode == 1, done.stdout + done.stderr
     assert words in done.stdout, done.stdout

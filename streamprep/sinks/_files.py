@@ -154,8 +154,10 @@ def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) 
 
 def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The bytes of (start, length) ranges of a file, in pieces; neighbouring ranges are read as one."""
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as opened:
+        file = None
         for start, length in _joined(ranges):
+            file = file or opened.enter_context(path.open("rb"))
             file.seek(start)
             while length > 0:
                 chunk = file.read(min(_COPY_BYTES, length))
