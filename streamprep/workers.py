@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
@@ -102,6 +102,9 @@ class Outcome:
     notes: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
     seconds: float = 0.0
+
+
+NOT_STARTED = Outcome("unstarted", "worker processes die, or hang, before they take up work", WORKER)
 
 
 @dataclass
@@ -419,7 +422,7 @@ class LocalExecutor:
             if variable not in (environ or os.environ):
                 os.environ[variable] = threads  # inherited by the workers; the daemon itself computes nothing
         self._pool = self._new_pool()
-        self._handed_in: set[Future[Outcome]] = set()
+        self._handed_in: dict[Future[Outcome], Future[Outcome]] = {}
         self._nothing_since: float | None = None
 
     def _new_pool(self) -> Any:
@@ -447,29 +450,26 @@ class LocalExecutor:
 
         def translate(done: Future[Outcome]) -> None:
             try:
-                made.set_result(done.result())
+                outcome = done.result()
             except TimeoutError:
-                made.set_result(
-                    lost(f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped")
-                )
+                outcome = lost(f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped")
             except ProcessExpired as error:
-                made.set_result(lost(f"its worker process died ({_exit_text(error.exitcode)})"))
+                outcome = lost(f"its worker process died ({_exit_text(error.exitcode)})")
             except (BrokenProcessPool, CancelledError):
-                made.set_result(Outcome("unstarted", "worker processes die, or hang, before they take up work", WORKER))
+                outcome = NOT_STARTED
             except BaseException as error:
-                made.set_result(lost(f"{type(error).__name__}: {error}"))
+                outcome = lost(f"{type(error).__name__}: {error}")
+            _settle(made, outcome)
 
         inner.add_done_callback(translate)
-        self._handed_in.add(inner)
+        self._handed_in[inner] = made
         return made
 
     def _schedule(self, job: TableJob | MicrographJob) -> Future[Outcome]:
         try:
             return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
         except (OSError, RuntimeError):  # the pool broke down, or could not begin
-            with contextlib.suppress(OSError, RuntimeError):
-                self._pool.stop()
-            self._pool = self._new_pool()
+            self._give_up_pool()
             return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
 
     def check(self) -> None:
@@ -477,16 +477,25 @@ class LocalExecutor:
 
         pebble watches over the jobs that a worker has, but not over a worker that never gets ready to take one.
         """
-        self._handed_in = {future for future in self._handed_in if not future.done()}
-        if not self._handed_in or any(future.running() for future in self._handed_in):
+        self._handed_in = {inner: made for inner, made in self._handed_in.items() if not inner.done()}
+        if not self._handed_in or any(inner.running() for inner in self._handed_in):
             self._nothing_since = None
         elif self._nothing_since is None:
             self._nothing_since = time.monotonic()
         elif time.monotonic() - self._nothing_since > self._start_timeout:
-            self._nothing_since = None
             log.error("no worker process got ready within start_timeout_seconds = %g", self._start_timeout)
+            self._give_up_pool()
+
+    def _give_up_pool(self) -> None:
+        """Stop the workers and make new ones; what they had not finished was not begun, as far as we know."""
+        self._nothing_since = None
+        with contextlib.suppress(OSError, RuntimeError):
             self._pool.stop()
             self._pool.join(timeout=10)
+        for made in self._handed_in.values():  # pebble may leave the jobs of a stopped pool as they are
+            _settle(made, NOT_STARTED)
+        self._handed_in = {}
+        self._pool = self._new_pool()
 
     def stop(self, *, wait: bool) -> None:
         """End the workers."""
@@ -495,6 +504,11 @@ class LocalExecutor:
         else:
             self._pool.stop()
         self._pool.join(timeout=10)
+
+
+def _settle(future: Future[Outcome], outcome: Outcome) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(outcome)
 
 
 def _exit_text(code: int | None) -> str:

@@ -103,7 +103,7 @@ def session(_acquisition: Path, tmp_path: Path) -> Session:
     folder = tmp_path / "session"
     shutil.copytree(_acquisition, folder)
     made = Session(folder)
-    made.edit("[session]\n", "[session]\nsettle_seconds = 0.1\n")
+    made.edit("[session]\n", "[session]\nsettle_seconds = 0.1\nworkers = 1\n")
     return made
 
 
@@ -115,7 +115,7 @@ def empty_session(tmp_path: Path) -> Session:
         (folder / name).mkdir(parents=True)
     made = Session(folder)
     made.config.write_text(
-        '[session]\nwatch = ["Micrographs", "Coordinates"]\nsettle_seconds = 0.1\nincomplete_seconds = 1\n'
+        '[session]\nwatch = ["Micrographs", "Coordinates"]\nsettle_seconds = 0.1\nworkers = 1\nincomplete_seconds = 1\n'
         "[extract]\nbox_size_px = 64\n[coordinates.pick_noise]\n[particles.normalize]\n[particles.invert]\n"
     )
     return made

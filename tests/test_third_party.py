@@ -269,7 +269,7 @@ def test_retry_takes_failed_items_up_again(session: Session, installed: dict[str
 
 def test_a_systematic_fault_stops_the_intake(session: Session, installed: dict[str, str]) -> None:
     session.append('[micrographs.trouble]\nwhere = "mic"\n')
-    session.edit("[session]\n", "[session]\nstop_after_failures = 2\nworkers = 1\n")
+    session.edit("[session]\n", "[session]\nstop_after_failures = 2\n")
     done = session.once(env=installed)
     assert done.returncode == 1
     assert "trouble failed on 2 items in a row" in done.stdout
