@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 
 from streamprep import hookimpl
 from streamprep.config import load
+from streamprep.console import Console
 from streamprep.engine import Engine
+from streamprep.model import ConfigError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.workers import InlineExecutor
@@ -24,8 +28,31 @@ def micrographs(session: Session) -> list[str]:
     return sorted(read_table(session.output / "particles.star")[1]["rlnMicrographName"].unique())
 
 
+@dataclass(frozen=True)
+class Told:
+    """What `streamprep once` says, by whatever way."""
+
+    returncode: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+def once(session: Session, *overrides: str) -> Told:
+    """`streamprep once` in this process, workers included: these tests run it many times."""
+    stream = io.StringIO()
+    try:
+        config = load(session.config, ["session.device=cpu", *overrides])
+        plugins = load_plugins(environ={})
+        plugins.manager.register(Console("plain", stream))
+        engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
+        last = engine.run()
+    except ConfigError as error:
+        return Told(2, stderr=str(error))
+    return Told(1 if last.mode == "stopped" or last.failed else 0, stream.getvalue())
+
+
 def done_without_fault(session: Session, count: int = 3) -> None:
-    done = session.once()
+    done = once(session)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} micrographs done, 0 waiting, 0 failed, 0 rejected" in done.stdout
     check_invariants(session.output)
@@ -124,12 +151,12 @@ def test_micrographs_moved_into_a_sub_folder_are_the_same(session: Session) -> N
     folder = session.folder / "Micrographs"
     late = session.folder / "late.star"
     shutil.move(session.folder / "Coordinates" / "mic_0003_autopick.star", late)
-    assert "2 micrographs done, 1 waiting" in session.once().stdout
+    assert "2 micrographs done, 1 waiting" in once(session).stdout
     (folder / "grid1").mkdir()
     for number in (1, 2, 3):
         (folder / f"mic_000{number}.mrc").rename(folder / "grid1" / f"mic_000{number}.mrc")
     before = rows_of(session.output / "particles.star")
-    again = session.once()
+    again = once(session)
     assert "2 micrographs done, 1 waiting" in again.stdout
     assert "could belong" not in again.stdout
     assert rows_of(session.output / "particles.star") == before
@@ -142,7 +169,7 @@ def test_micrographs_moved_into_a_sub_folder_are_the_same(session: Session) -> N
 
 def test_a_waiting_micrograph_that_is_removed_waits_no_longer(session: Session) -> None:
     (session.folder / "Coordinates" / "mic_0003_autopick.star").unlink()
-    assert "1 waiting" in session.once().stdout
+    assert "1 waiting" in once(session).stdout
     (session.folder / "Micrographs" / "mic_0003.mrc").unlink()
     done_without_fault(session, 2)
 
@@ -157,7 +184,7 @@ def test_micrographs_of_other_weighting_leave_one_set_in_any_order(session: Sess
     done_without_fault(session)
     assert "Micrographs/mic_0001_DW.mrc" in micrographs(session)
     shutil.move(aside, plain)
-    late = session.once()
+    late = once(session)
     assert "3 micrographs done, 1 waiting" in late.stdout, late.stdout
     assert "waiting: Micrographs/mic_0001_DW: waits for coordinates" in late.stdout
     assert micrographs(session) == [f"Micrographs/mic_000{number}.mrc" for number in (1, 2, 3)]
@@ -171,7 +198,7 @@ def test_a_broken_micrograph_and_another_with_its_picks_do_not_double_them(sessi
     whole = plain.read_bytes()
     plain.write_bytes(whole[:5000])
     plain.with_name("mic_0001_DW.mrc").write_bytes(whole)
-    session.once("--set", "session.incomplete_seconds=0.2")
+    once(session, "session.incomplete_seconds=0.2")
     assert len(read_table(session.output / "particles.star")[1]) == count
     assert "Micrographs/mic_0001_DW.mrc" in micrographs(session)
     check_invariants(session.output)
@@ -184,7 +211,7 @@ def test_a_micrograph_removed_while_it_is_queued_makes_room_for_another(session:
     whole = plain.read_bytes()
     plain.unlink()
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
-    told = session.once()
+    told = once(session)
     assert "superseded Micrographs/mic_0001: the file was removed" in told.stdout, told.stdout
     plain.with_name("mic_0001_DW.mrc").write_bytes(whole)
     done_without_fault(session)
@@ -203,13 +230,13 @@ def test_a_micrograph_in_the_place_of_a_moved_one_is_another_item(session: Sessi
     table.rename(table.parent / "grid1" / table.name)
     done_without_fault(session)
     shutil.copy(folder / "mic_0002.mrc", folder / "mic_0001.mrc")
-    told = session.once()
+    told = once(session)
     assert "3 micrographs done, 1 waiting, 0 failed" in told.stdout, told.stdout
     assert "waiting: Micrographs/mic_0001-2 (Micrographs/mic_0001.mrc): waits for coordinates" in told.stdout
     assert rows_of(session.output / "particles.star") == before
     lines = (table.parent / "grid1" / table.name).read_text().splitlines()
     table.write_text("\n".join(lines) + "\n")
-    told = session.once()
+    told = once(session)
     assert "mic_0001_autopick.star could belong to Micrographs/grid1/mic_0001.mrc or Micrographs/mic_0001.mrc" in (
         told.stdout
     ), "a guess would be wrong as often as right"
@@ -255,7 +282,7 @@ def test_results_that_cannot_be_stored_cost_their_own_job(session: Session) -> N
     (session.output / "particles" / "Micrographs" / "mic_0001.mrcs").mkdir()
     (session.output / ".streamprep").mkdir()
     (session.output / "particles" / "Micrographs" / "mic_0001.mrcs" / "in the way").touch()
-    done = session.once("--set", "session.max_attempts=1")
+    done = once(session, "session.max_attempts=1")
     assert done.returncode in (0, 1), done.stdout + done.stderr
     assert len(micrographs(session)) >= 2
 
@@ -269,7 +296,7 @@ def test_links_do_not_lead_above_what_is_watched_or_beside(session: Session, whe
 def test_what_waits_for_a_broken_table_says_so(session: Session) -> None:
     table = session.folder / "Coordinates" / "mic_0002_autopick.star"
     table.write_text("data_\nloop_\n_rlnSomething\n1\n")
-    told = session.once()
+    told = once(session)
     assert (
         "waiting: Micrographs/mic_0002: waits for coordinates; Coordinates/mic_0002_autopick.star could not be read"
         in told.stdout
@@ -279,7 +306,7 @@ def test_what_waits_for_a_broken_table_says_so(session: Session) -> None:
 def test_files_that_are_no_micrographs_are_told(session: Session) -> None:
     (session.folder / "Coordinates" / "notes.docx").write_text("x")
     shutil.copy(session.folder / "Coordinates" / "mic_0001_autopick.star", session.folder / "Coordinates" / "far.star")
-    for told in (session.once().stdout, session.call("status").stdout):
+    for told in (once(session).stdout, session.call("status").stdout):
         assert "1 files of no known kind were left alone" in told
         assert "without a micrograph: coordinates for far.star" in told
 
@@ -295,7 +322,7 @@ def test_a_renamed_watched_folder_keeps_its_results(session: Session) -> None:
     done_without_fault(session)
     assert rows_of(session.output / "particles.star") == before
     shutil.copy(session.folder / "Aligned" / "mic_0001.mrc", session.folder / "Aligned" / "mic_0004.mrc")
-    waits = session.once()
+    waits = once(session)
     assert "waiting: Micrographs/mic_0004: waits for c" in waits.stdout
 
 
@@ -308,7 +335,7 @@ def test_a_folder_of_the_same_name_put_first_takes_nothing_over(session: Session
     done_without_fault(session)
     assert rows_of(session.output / "particles.star") == before
     shutil.copy(session.folder / "Micrographs" / "mic_0001.mrc", other / "mic_0009.mrc")
-    assert "waiting: Micrographs_2/mic_0009: waits for c" in session.once().stdout
+    assert "waiting: Micrographs_2/mic_0009: waits for c" in once(session).stdout
 
 
 def test_a_session_moved_as_a_whole_has_nothing_to_do_twice(session: Session) -> None:
@@ -329,7 +356,7 @@ def test_other_coordinates_take_the_place_of_those_not_watched_any_more(session:
     table.write_text("\n".join(rows[:last]) + "\n")
     count = len(read_table(session.output / "particles.star")[1])
     session.edit('"Coordinates"', '"Better"')
-    done = session.once()
+    done = once(session)
     assert "3 micrographs done, 0 waiting" in done.stdout, done.stdout
     assert len(read_table(session.output / "particles.star")[1]) == count - 1
     check_invariants(session.output)
@@ -341,7 +368,7 @@ def test_a_corrected_ctf_table_takes_the_place_of_the_wrong_one(session: Session
     wrong = session.folder / "wrong.star"
     wrong.write_text("".join(line for line in lines if "mic_0003" not in line))
     session.edit('"micrographs_ctf.star"', '"wrong.star"')
-    assert "2 micrographs done, 1 waiting" in session.once().stdout
+    assert "2 micrographs done, 1 waiting" in once(session).stdout
     session.edit('"wrong.star"', '"micrographs_ctf.star"')
     done_without_fault(session)
 
@@ -349,7 +376,7 @@ def test_a_corrected_ctf_table_takes_the_place_of_the_wrong_one(session: Session
 def test_corrected_suffixes_hold_for_what_is_there(session: Session) -> None:
     for path in sorted((session.folder / "Coordinates").glob("*_autopick.star")):
         path.rename(path.with_name(path.name.replace("_autopick", "_mine")))
-    assert "0 micrographs done, 3 waiting" in session.once().stdout
+    assert "0 micrographs done, 3 waiting" in once(session).stdout
     session.append('[matching]\nsuffixes = ["_mine"]\n')
     done_without_fault(session)
 
@@ -377,7 +404,7 @@ def test_an_output_in_a_watched_folder_is_refused_however_it_is_written(session:
     ],
 )
 def test_folders_watched_twice_are_refused(session: Session, watch: str, words: str) -> None:
-    refused = session.once("--set", f"session.watch={watch}", "--set", "session.output=../out")
+    refused = once(session, f"session.watch={watch}", "session.output=../out")
     assert refused.returncode == 2
     assert words in refused.stderr
 
@@ -388,7 +415,7 @@ def test_watching_the_folder_around_is_refused_when_it_would_double_everything(s
     session.edit('"Micrographs"', '"all/Micrographs"')
     done_without_fault(session)
     session.edit('"all/Micrographs"', '"all"')
-    refused = session.once()
+    refused = once(session)
     assert refused.returncode == 2
     assert "would come in again under other names" in refused.stderr
     session.edit('"all"', '"all/Micrographs"')
