@@ -297,7 +297,7 @@ def operation_finished(item: str, operation: str, seconds: float) -> None:
 
 @hookspec
 def item_finished(item: str, state: str, reason: str | None) -> None:
-    """Say how an item ended: done, rejected or failed, with the reason.
+    """Say how an item ended: done, rejected, failed or superseded (its file was removed), with the reason.
 
     When: after the ledger's transaction. Example: notify on failures.
     """
