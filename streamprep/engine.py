@@ -483,6 +483,10 @@ class Engine:
             self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
         for warning in outcome.warnings:
             log.warning("%s: %s", job.item, warning)
+        for remark in outcome.remarks:
+            if remark not in self._told:
+                self._told.add(remark)
+                self._tell(f"{remark}; the first is {job.item}")
         self._item_finished(job.item, "done", "; ".join((*outcome.warnings, *outcome.notes)) or None)
 
     def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:

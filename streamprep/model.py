@@ -120,6 +120,8 @@ class Image:
 
     pixels: npt.NDArray[Any]
     pixel_size_angstrom: float | None = None
+    remarks: tuple[str, ...] = ()
+    """What is odd about the file and yet no fault. Each text is told once in a session."""
 
 
 @dataclass(frozen=True, slots=True)

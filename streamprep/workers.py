@@ -102,6 +102,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
     seconds: float = 0.0
+    remarks: tuple[str, ...] = ()
+    """What is odd about the files that were read; each text is told once in a session."""
 
 
 NOT_STARTED = Outcome("unstarted", "worker processes die, or hang, before they take up work", WORKER)
@@ -317,7 +319,7 @@ def _process(
         timer=timer,
     )
     staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
-    return Outcome("done", staged=staged)
+    return Outcome("done", staged=staged, remarks=image.remarks)
 
 
 def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf:

@@ -13,6 +13,7 @@ from streamprep.model import Entry, Image, InputError, Item, Kind
 
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
+COMPRESSED_ENDINGS = (".gz", ".bz2")
 TABLE_ENDINGS = (".star",)
 
 __all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
@@ -35,17 +36,29 @@ def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
     InputError
         It can never become a usable file.
     """
-    if path.suffix.lower() in IMAGE_ENDINGS:
+    if image_ending(path) in IMAGE_ENDINGS:
         return mrc.missing(path, size_bytes, head)
     return None
+
+
+def image_ending(path: Path) -> str:
+    """The ending that says what a file is: that before ``.gz`` or ``.bz2`` where it is compressed.
+
+    Examples
+    --------
+    >>> image_ending(Path("mic.MRC")), image_ending(Path("mic.mrc.gz"))
+    ('.mrc', '.mrc')
+    """
+    ending = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if ending in COMPRESSED_ENDINGS else ending
 
 
 @hookimpl(trylast=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
     """Tell micrographs, stacks and maps by their MRC header, tables by their ending."""
-    ending = path.suffix.lower()
+    ending = image_ending(path)
     if ending in IMAGE_ENDINGS:
-        header = mrc.parse_header(path, head)
+        header = mrc.parse_header(path, mrc.plain_head(path, head))
         if ending == ".mrcs":
             return "particles"
         if header.nz == 1 and ending == ".mrc":
@@ -59,7 +72,7 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
 @hookimpl(trylast=True)
 def read_item(item: Item) -> Image | list[Entry]:
     """Images as `Image`, tables as lists of `Entry`."""
-    ending = item.path.suffix.lower()
+    ending = image_ending(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in IMAGE_ENDINGS:
         return mrc.read(item.path)
     if item.kind in ("coordinates", "ctf") and ending in TABLE_ENDINGS:

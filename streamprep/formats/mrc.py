@@ -6,11 +6,13 @@ for as many bytes as the turned header names. Files are written by mrcfile.
 
 from __future__ import annotations
 
-import math
+import bz2
+import gzip
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import mrcfile
 import numpy as np
@@ -20,8 +22,10 @@ from mrcfile.dtypes import HEADER_DTYPE
 from streamprep.model import Image, InputError
 
 HEADER_BYTES = 1024
-BYTES_PER_VALUE = {0: 1, 1: 2, 2: 4, 6: 2, 12: 2}
-_TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
+"""Data mode → type as stored. Mode 101 (IMOD, SerialEM) packs two unsigned pixels of 4 bits into each byte, the first
+in the lower half; each row begins with a byte of its own."""
+PACKED = 101
 CRYSTAL_GROUPS = range(1, 231)
 """Space groups of single volumes; 0 is images, 401 and above are stacks of volumes."""
 LABELS = 10
@@ -51,6 +55,40 @@ class MrcHeader:
 def is_mrc(head: bytes) -> bool:
     """Whether a file that begins with ``head`` says it is MRC."""
     return len(head) >= 212 and head[208:211] == b"MAP"
+
+
+def compression(head: bytes) -> Literal["gzip", "bzip2"] | None:
+    """How a file that begins with ``head`` is compressed."""
+    if head[:3] == b"\x1f\x8b\x08":
+        return "gzip"
+    return "bzip2" if head[:3] == b"BZh" and head[4:10] == b"1AY&SY" else None
+
+
+def plain_head(path: Path, head: bytes, count: int = HEADER_BYTES) -> bytes:
+    """The first bytes of what is in a file; fewer where they are not there yet.
+
+    ``head``, its own first bytes, are given back where it is not compressed. bzip2 gives nothing before a whole block,
+    which may be 900 kB, is there.
+
+    Raises
+    ------
+    InputError
+        The compressed data are damaged.
+    """
+    kind = compression(head)
+    if kind is None:
+        return head
+    unpack: Any = zlib.decompressobj(31) if kind == "gzip" else bz2.BZ2Decompressor()
+    found = b""
+    try:
+        with path.open("rb") as file:
+            while len(found) < count and not unpack.eof and (packed := file.read(1 << 16)):
+                found += unpack.decompress(packed, count - len(found))
+    except (zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file, not of what is in it
+        raise InputError(path, f"damaged {kind} data: {error}") from error
+    return bytes(found)
 
 
 def parse_header(path: Path, head: bytes) -> MrcHeader:
@@ -83,7 +121,8 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
         problem = _problem(nx, ny, nz, mode, extended)
         if problem is None:
             pixel = cell_x / mx if mx > 0 and np.isfinite(cell_x) and cell_x > 0 else 0.0
-            size = HEADER_BYTES + extended + nx * ny * nz * BYTES_PER_VALUE[mode]
+            row = (nx + 1) // 2 if mode == PACKED else nx * np.dtype(MODES[mode]).itemsize
+            size = HEADER_BYTES + extended + row * ny * nz
             axes = struct.unpack_from(f"{order}3i", head, 64)
             if space_group not in CRYSTAL_GROUPS or nz == 1 or sorted(axes) != [1, 2, 3]:
                 axes = (1, 2, 3)
@@ -97,8 +136,8 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
 def _problem(nx: int, ny: int, nz: int, mode: int, extended: int) -> str | None:
     if not all(0 < side <= _MAX_SIDE for side in (nx, ny)) or not 0 < nz <= 1 << 24:
         return f"its header says {nx} × {ny} × {nz}; each size must be at least 1 and at most {_MAX_SIDE}"
-    if mode not in BYTES_PER_VALUE:
-        return f"data mode {mode} is not supported; known are {', '.join(map(str, BYTES_PER_VALUE))}"
+    if mode not in MODES:
+        return f"data mode {mode} is not supported; known are {', '.join(map(str, MODES))}"
     if not 0 <= extended <= 1 << 30:
         return f"its header says {extended} bytes of extended header"
     return None
@@ -107,6 +146,8 @@ def _problem(nx: int, ny: int, nz: int, mode: int, extended: int) -> str | None:
 def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
     """What is not there yet of a file that is being written; None when it is whole.
 
+    Of a compressed file only the beginning is looked at: whether its stream ends well is found when it is read.
+
     Raises
     ------
     InputError
@@ -114,18 +155,24 @@ def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
     """
     if not size_bytes:
         return "the file is empty"
-    if size_bytes < HEADER_BYTES:
-        return f"{size_bytes} of the 1024 bytes of an MRC header"
+    packed = compression(head)
+    head = plain_head(path, head)
+    if (len(head) if packed else size_bytes) < HEADER_BYTES:
+        return f"{len(head) if packed else size_bytes} of the 1024 bytes of an MRC header"
     if not any(head[:HEADER_BYTES]):
         return "its header is still all zero"
     header = parse_header(path, head)
-    if size_bytes != header.file_bytes:
-        relation = "truncated" if size_bytes < header.file_bytes else "longer than its header says"
-        return (
-            f"{relation}: it has {size_bytes} bytes, {header.nx} × {header.ny} × {header.nz} of mode {header.mode} "
-            f"and {header.extended_bytes} bytes of extended header make {header.file_bytes}"
-        )
-    return None
+    return None if packed else _wrong_size(header, size_bytes)
+
+
+def _wrong_size(header: MrcHeader, size_bytes: int) -> str | None:
+    if size_bytes == header.file_bytes:
+        return None
+    relation = "truncated" if size_bytes < header.file_bytes else "longer than its header says"
+    return (
+        f"{relation}: it has {size_bytes} bytes, {header.nx} × {header.ny} × {header.nz} of mode {header.mode} "
+        f"and {header.extended_bytes} bytes of extended header make {header.file_bytes}"
+    )
 
 
 def read_header(path: Path) -> MrcHeader:
@@ -135,11 +182,11 @@ def read_header(path: Path) -> MrcHeader:
     said = missing(path, path.stat().st_size, head)
     if said is not None:
         raise InputError(path, said)
-    return parse_header(path, head)
+    return parse_header(path, plain_head(path, head))
 
 
 def read(path: Path) -> Image:
-    """A complete file, in the machine's byte order: shape (ny, nx) or (nz, ny, nx).
+    """A complete file, also of a gzip or bzip2 stream, in the machine's byte order: shape (ny, nx) or (nz, ny, nx).
 
     Images are as stored. Volumes are turned to the usual axes, x last, where their header says that they are stored
     along others.
@@ -153,14 +200,60 @@ def read(path: Path) -> Image:
     shape: tuple[int, ...] = (header.nz, header.ny, header.nx)
     if header.nz == 1 and header.space_group == 0:
         shape = shape[1:]
-    stored = np.dtype(header.byte_order + _TYPES[header.mode])
-    data = np.fromfile(path, stored, math.prod(shape), offset=HEADER_BYTES + header.extended_bytes)
-    if data.size != math.prod(shape):
-        raise InputError(path, "it became shorter while it was read")
-    pixels = data.astype(stored.newbyteorder("="), copy=False).reshape(shape)
+    stored = np.dtype(header.byte_order + MODES[header.mode])
+    columns = (header.nx + 1) // 2 if header.mode == PACKED else header.nx
+    data = _read_values(path, header, stored, columns * header.ny * header.nz)
+    if header.mode == PACKED:
+        data = _unpack(data.reshape(-1, columns), header.nx)
+    pixels = data.astype(data.dtype.newbyteorder("="), copy=False).reshape(shape)
     if header.axes != (1, 2, 3):
         pixels = np.ascontiguousarray(pixels.transpose([2 - header.axes.index(axis) for axis in (3, 2, 1)]))
-    return Image(pixels, header.pixel_size_angstrom or None)
+    with path.open("rb") as file:
+        named = is_mrc(plain_head(path, file.read(HEADER_BYTES)))
+    remarks = () if named else ("images without the map id of MRC files were read by their sizes",)
+    return Image(pixels, header.pixel_size_angstrom or None, remarks)
+
+
+def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """The stored values, straight into the array that is used."""
+    offset = HEADER_BYTES + header.extended_bytes
+    with path.open("rb") as file:
+        stream = _content(file)
+        if stream is file:
+            data = np.fromfile(path, stored, count, offset=offset)
+            if data.size != count:
+                raise InputError(path, "it became shorter while it was read")
+            return data
+        data = np.empty(count, stored)
+        view, filled = memoryview(data.view(np.uint8).data), 0
+        try:
+            stream.read(offset)
+            while filled < len(view) and (got := stream.readinto(view[filled:])):
+                filled += got
+            further = stream.read(1)  # to its end: there the checksum is compared
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(path, f"its compressed stream is cut or damaged: {error}") from error
+    if filled < len(view) or further:
+        relation = "truncated" if filled < len(view) else "longer than its header says"
+        raise InputError(path, f"{relation}: by its header {header.file_bytes} bytes are compressed in it")
+    return data
+
+
+def _content(file: IO[bytes]) -> Any:
+    """A file, or the stream that is compressed in it, from the beginning."""
+    kind = compression(file.read(16))
+    file.seek(0)
+    if kind is None:
+        return file
+    return gzip.GzipFile(fileobj=file) if kind == "gzip" else bz2.BZ2File(file)
+
+
+def _unpack(data: npt.NDArray[np.uint8], nx: int) -> npt.NDArray[np.uint8]:
+    """Two pixels of each byte, the lower half first; rows of ``nx`` pixels."""
+    pixels = np.empty((len(data), 2 * data.shape[1]), np.uint8)
+    np.bitwise_and(data, 15, out=pixels[:, ::2])
+    np.right_shift(data, 4, out=pixels[:, 1::2])
+    return np.ascontiguousarray(pixels[:, :nx])
 
 
 def write(
@@ -210,7 +303,8 @@ def write(
 def _keep(file: Any, template: Path, pixel_size_angstrom: float) -> list[bytes]:
     """Take over what the template's header says beyond sizes and statistics; returns its labels."""
     said = read_header(template)
-    with template.open("rb") as source:
+    with template.open("rb") as opened:
+        source = _content(opened)
         raw = source.read(HEADER_BYTES)
         extended = source.read(said.extended_bytes)
     found = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(said.byte_order))[0]

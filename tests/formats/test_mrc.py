@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import math
 import struct
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from streamprep import formats
 from streamprep.formats import mrc
-from streamprep.model import InputError
+from streamprep.model import InputError, Item
 
 STAMPS = {"<": b"\x44\x44\x00\x00", ">": b"\x11\x11\x00\x00"}
 TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -157,7 +161,19 @@ def test_messages_name_the_file_the_sizes_and_what_is_allowed() -> None:
 
 @given(st.integers(0, 1 << 40), st.binary(max_size=1100))
 def test_random_bytes_have_a_verdict(size: int, head: bytes) -> None:
+    assume(mrc.compression(head) is None)
     assert verdict(max(size, len(head)), head)
+
+
+@given(st.sampled_from([b"\x1f\x8b\x08", b"BZh91AY&SY"]), st.binary(max_size=200))
+def test_random_compressed_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mic.mrc.gz")
+        path.write_bytes(magic + rest)
+        try:
+            assert mrc.missing(path, len(magic + rest), magic + rest) is not None
+        except InputError as error:
+            assert "damaged" in str(error)
 
 
 numbers = st.one_of(st.integers(-3, 20), st.sampled_from([256, 512, 65536, 2**31 - 1, -(2**31)]), st.integers(-9, 9**9))
@@ -425,3 +441,111 @@ def test_an_empty_stack_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zero images"):
         mrc.write(tmp_path / "a", np.zeros((0, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)
     assert not (tmp_path / "a").exists()
+
+
+# --- compressed files, and pixels of four bits ------------------------------------------------------------------------
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress}
+
+
+def plain_file(nx: int = 40, ny: int = 30, mode: int = 2) -> tuple[bytes, np.ndarray[Any, Any]]:
+    pixels = values((ny, nx), TYPES[mode])
+    return header(nx, ny, 1, mode) + pixels.tobytes(), pixels
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@pytest.mark.parametrize("mode", TYPES)
+def test_a_compressed_file_reads_as_the_plain_one(tmp_path: Path, ending: str, mode: int) -> None:
+    plain, pixels = plain_file(mode=mode)
+    path = tmp_path / f"mic.mrc.{ending}"
+    path.write_bytes(PACKERS[ending](plain))
+    head = path.read_bytes()[:4096]
+    assert mrc.missing(path, path.stat().st_size, head) is None
+    image = mrc.read(path)
+    assert np.array_equal(image.pixels, pixels)
+    assert image.pixels.dtype == pixels.dtype
+    assert image.pixel_size_angstrom == pytest.approx(1.5)
+    assert formats.classify_path(path, head) == "micrograph"
+    assert np.array_equal(formats.read_item(Item("micrograph", "mic", path)).pixels, pixels)  # type: ignore[union-attr]
+
+
+def test_the_header_of_a_large_bzip2_file_is_found(tmp_path: Path) -> None:
+    """Nothing comes out of its first 100 kB: they are one block."""
+    chance = np.random.default_rng(0)
+    plain = header(1024, 1024, 1, 2) + chance.normal(size=(1024, 1024)).astype("f4").tobytes()
+    path = tmp_path / "mic.mrc.bz2"
+    path.write_bytes(bz2.compress(plain))
+    assert formats.classify_path(path, path.read_bytes()[:4096]) == "micrograph"
+    assert mrc.read(path).pixels.shape == (1024, 1024)
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda packed, pack, plain: packed[:-20], "cut or damaged|MRC header"),
+        (lambda packed, pack, plain: packed[: len(packed) // 2], "cut or damaged|MRC header"),
+        (lambda packed, pack, plain: packed[:-7] + bytes([packed[-7] ^ 255]) + packed[-6:], "cut or damaged"),
+        (lambda packed, pack, plain: pack(plain[:-100]), "truncated"),
+        (lambda packed, pack, plain: pack(plain + b"more"), "longer than its header says"),
+    ],
+    ids=["end cut off", "half", "a byte turned", "content truncated", "content longer"],
+)
+def test_a_spoilt_compressed_file_is_refused(tmp_path: Path, ending: str, spoil: Any, words: str) -> None:
+    plain, _ = plain_file(200, 200)
+    path = tmp_path / f"mic.mrc.{ending}"
+    path.write_bytes(spoil(PACKERS[ending](plain), PACKERS[ending], plain))
+    with pytest.raises(InputError, match=words):
+        mrc.read(path)
+
+
+def test_the_beginning_of_a_compressed_file_is_waited_for(tmp_path: Path) -> None:
+    packed = gzip.compress(plain_file()[0])
+    path = tmp_path / "mic.mrc.gz"
+    for there in (4, 20, 60):
+        path.write_bytes(packed[:there])
+        assert mrc.missing(path, there, packed[:there]) is not None
+    damaged = packed[:12] + b"\xff" * 100
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged gzip data"):
+        mrc.missing(path, len(damaged), damaged)
+
+
+def test_a_bomb_takes_no_more_than_its_header_says(tmp_path: Path) -> None:
+    """What follows the pixels that the header names is not unpacked: 64 MB of zeros in 64 kB."""
+    plain, _ = plain_file(8, 8)
+    path = tmp_path / "mic.mrc.gz"
+    path.write_bytes(gzip.compress(plain + bytes(64 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="longer than its header says"):
+            mrc.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 3), st.sampled_from("<>"), st.randoms())
+def test_pixels_of_four_bits(nx: int, ny: int, nz: int, order: str, chance: Any) -> None:
+    """Each row begins with a byte of its own; the first of two pixels is in the lower half."""
+    pixels = np.array([chance.randrange(16) for _ in range(nx * ny * nz)], np.uint8).reshape(nz, ny, nx)
+    rows = np.zeros((nz, ny, 2 * ((nx + 1) // 2)), np.uint8)
+    rows[:, :, :nx] = pixels
+    packed = (rows[:, :, ::2] | rows[:, :, 1::2] << 4).tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "stack.mrcs")
+        path.write_bytes(header(nx, ny, nz, 101, order, extended=32) + bytes(32) + packed)
+        assert mrc.missing(path, path.stat().st_size, path.read_bytes()[:4096]) is None
+        read = mrc.read(path).pixels
+    assert np.array_equal(read.reshape(pixels.shape), pixels)
+
+
+def test_a_missing_map_id_is_remarked(tmp_path: Path) -> None:
+    pixels = values((30, 40), "f4")
+    for map_id, remarks in ((b"MAP ", 0), (b"\0\0\0\0", 1)):
+        path = tmp_path / "mic.mrc"
+        path.write_bytes(header(40, 30, 1, 2, map_id=map_id) + pixels.tobytes())
+        image = mrc.read(path)
+        assert np.array_equal(image.pixels, pixels)
+        assert len(image.remarks) == remarks
