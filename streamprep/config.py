@@ -76,6 +76,11 @@ class Matching(_Section):
     suffixes: list[Annotated[str, Field(min_length=1)]] = Field(
         list(DEFAULT_SUFFIXES), description="Endings to ignore when the names of two files are compared."
     )
+    flip_y: list[str] = Field(
+        [],
+        description="Watched folders, as in watch, whose coordinates count y from the last row of the image; it "
+        "depends on the program that made the micrographs, not on the format.",
+    )
 
 
 class PluginsSection(_Section):

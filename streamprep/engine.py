@@ -123,6 +123,7 @@ class Engine:
             self.sources = keep_labels(config, sources, self.ledger, self.output)
             undo.pop_all()
         self._roots = {source.label: source.root for source in self.ledger.sources()}
+        self._flipped = {source.label for source in self.sources if source.flip_y}
         self._roots.update((source.label, source.root) for source in self.sources)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         self.committer = Committer(
@@ -370,7 +371,8 @@ class Engine:
         name = name.encode("utf-8", "backslashreplace").decode()  # tables are UTF-8, file names need not be
         inputs = tuple((made, self._roots[made.source] / made.path) for made in row.inputs)
         item = Item("micrograph", row.item, path)
-        return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder)
+        flip_y = any(made.kind == "coordinates" and made.source in self._flipped for made in row.inputs)
+        return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y)
 
     def _collect(self) -> None:
         """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""

@@ -132,6 +132,7 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
         "seed": config.session.seed,
         "ctf": config.ctf is not None,
         "image_paths": config.session.image_paths,
+        "flip_y": sorted(config.matching.flip_y),
     }
     plan = Plan(tuple(steps), settings)
     box = plan.extract.params.model_dump().get("box_size_px") if plan.extract else None

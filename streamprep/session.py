@@ -52,7 +52,12 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
         for other in folders[:number]:
             _need_apart(config, folder, other)
         _need_output_apart(config, folder)
-    sources += [Source(folder, safe_part(folder.name or "root")) for folder in folders]
+    flipped = {config.resolve(name) for name in config.matching.flip_y}
+    for name in config.matching.flip_y:
+        if config.resolve(name) not in folders:
+            watched = ", ".join(config.session.watch)
+            raise ConfigError(f"{config.file}: [matching] flip_y: {name} is not a watched folder; those are {watched}")
+    sources += [Source(folder, safe_part(folder.name or "root"), flip_y=folder in flipped) for folder in folders]
     return _labelled(sources, {}, set())
 
 

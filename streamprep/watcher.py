@@ -51,6 +51,8 @@ class Source:
     """Relative to the root; None for everything. The walk goes no deeper than the pattern."""
     kind: Kind | None = None
     """What its files are, where that is known beforehand."""
+    flip_y: bool = False
+    """Whether its coordinates count y from the last row of the image."""
 
     def wants(self, relative: str) -> bool:
         """Whether a path below the root is one of this source's files."""

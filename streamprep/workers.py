@@ -84,6 +84,8 @@ class MicrographJob:
     inputs: tuple[tuple[JobInput, Path], ...]
     folder: Path
     """Where to stage; made by the job, which also notes there what it is at, in case it never comes back."""
+    flip_y: bool = False
+    """Whether the coordinates count y from the last row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +311,9 @@ def _process(
         note=notes.append,
     )
     micrograph = make_micrograph(worker.config, job, image, ctf if isinstance(ctf, Ctf) else None)
+    if job.flip_y:
+        turned = coordinates.xy_px * (1.0, -1.0) + (0.0, micrograph.shape_px[0] - 1.0)
+        coordinates = replace(coordinates, xy_px=turned)
     result = run_micrograph(
         worker.plan,
         micrograph,

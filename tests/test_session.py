@@ -15,6 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+import starfile
 from scipy.spatial import cKDTree
 
 from tests.conftest import Session
@@ -510,3 +511,22 @@ def test_a_new_set_names_its_own_stacks(session: Session) -> None:
     for name in ("streamprep_out", "streamprep_out_2"):
         _, rows = read_table(session.folder / name / "particles.star")
         assert set(rows["rlnImageName"].str.partition("@")[2].str.partition("/")[0]) == {name}
+
+
+def test_coordinates_that_count_y_from_the_last_row(session: Session) -> None:
+    """The same picks, turned over in their files, give the same particles."""
+    assert session.once().returncode == 0
+    expected = images_of(session.output, "particles.star")
+    for table in (session.folder / "Coordinates").glob("*.star"):
+        rows = starfile.read(table)
+        rows["rlnCoordinateY"] = 319 - rows["rlnCoordinateY"]  # a micrograph has 320 rows
+        starfile.write(rows, table, overwrite=True, float_format="%.6f")
+    session.append('[matching]\nflip_y = ["Coordinates"]\n')
+    assert session.once("--new-set").returncode == 0
+    turned = images_of(session.folder / "streamprep_out_2", "particles.star")
+    assert turned.keys() == expected.keys()
+    for name, image in expected.items():
+        assert np.array_equal(turned[name], image), name
+    refused = session.call("check", "--set", 'matching.flip_y=["Coordinate"]')
+    assert refused.returncode == 2
+    assert "Coordinate is not a watched folder; those are Micrographs, Coordinates" in refused.stderr
