@@ -222,6 +222,8 @@ class Context:
     """The session's extraction box, where there is one."""
     edge: Literal["skip", "pad"] = "skip"
     """What extraction does with a box that crosses the micrograph's edge."""
+    min_separation_px: float | None = None
+    """Of particles nearer to one another than this, extraction keeps the best only [px]."""
     companions: Mapping[str, Path] = field(default_factory=dict)
     """Files that belong to this item and that the operation's parameters asked for, such as ``mask``."""
     read_image: Callable[[Path], npt.NDArray[Any]] | None = None

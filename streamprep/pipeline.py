@@ -313,5 +313,9 @@ def context_for(plan: Plan, item: Item, **further: Any) -> Context:
     known: dict[str, Any] = {}
     if plan.extract is not None:
         params = plan.extract.params.model_dump()
-        known = {"box_size_px": params.get("box_size_px"), "edge": params.get("edge", "skip")}
+        known = {
+            "box_size_px": params.get("box_size_px"),
+            "edge": params.get("edge", "skip"),
+            "min_separation_px": params.get("min_separation_px"),
+        }
     return Context(item=item, operation="", seed=int(plan.settings.get("seed", 0)), **known, **further)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, Particles, operation
 from streamprep.arrays import array_namespace
 from streamprep.em.fourier import fourier_crop
+from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray
 
 _FAR_PX = float(1 << 31)
@@ -28,6 +29,13 @@ class Extract(Params):
     edge: Literal["skip", "pad"] = Field(
         "skip",
         description="Boxes that cross the micrograph's edge: skip them, or pad with the edge's values.",
+    )
+
+    min_separation_px: float | None = Field(
+        None,
+        gt=0,
+        description="Of particles nearer to one another than this, keep the best by figure of merit, else the first "
+        "[px]; none is taken for a duplicate unless given.",
     )
 
     @model_validator(mode="after")
@@ -114,6 +122,15 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
     crossing = int((on_image & ~keep).sum())
     if crossing:
         ctx.note(f"{crossing} of {len(coordinates)} {ctx.label} boxes cross the micrograph's edge and were skipped")
+    if params.min_separation_px is not None and coordinates.label == "particle":
+        score = figure_of_merit(coordinates)
+        single = well_separated(
+            coordinates.xy_px[keep], params.min_separation_px, None if score is None else score[keep]
+        )
+        if not single.all():
+            near = f"{int((~single).sum())} of {int(keep.sum())} particles"
+            ctx.note(f"{near} are nearer than {params.min_separation_px:g} px to a better one and were left out")
+        keep[np.flatnonzero(keep)[~single]] = False
     kept = replace(coordinates.select(keep), box_size_px=params.box_size_px)
     boxes = extract(micrograph.pixels, kept.xy_px, box_size_px=params.box_size_px)
     optics = micrograph.optics

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, operation
 from streamprep.arrays import array_namespace
+from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray, Kind
 
 IntArray = npt.NDArray[np.int64]
@@ -325,7 +326,13 @@ def pick_noise_coordinates(
     particles = coordinates.xy_px
     wanted = params.number
     if wanted < 0:
-        wanted = _extractable(particles, ctx.box_size_px or box, (ny, nx), ctx.edge)
+        there = _extractable(particles, ctx.box_size_px or box, (ny, nx), ctx.edge)
+        if ctx.min_separation_px is not None:
+            score = figure_of_merit(coordinates)
+            there[there] = well_separated(
+                particles[there], ctx.min_separation_px, None if score is None else score[there]
+            )
+        wanted = int(np.count_nonzero(there))
     blocked = None
     if "mask" in ctx.companions and ctx.read_image is not None:
         mask = np.squeeze(ctx.read_image(ctx.companions["mask"]))
@@ -370,12 +377,12 @@ def pick_noise_coordinates(
     )
 
 
-def _extractable(xy_px: FloatArray, box_px: int, shape_px: tuple[int, int], edge: str) -> int:
-    """How many particles extraction will cut: those whose box, or with padding whose centre, is on the image."""
+def _extractable(xy_px: FloatArray, box_px: int, shape_px: tuple[int, int], edge: str) -> BoolArray:
+    """Which particles extraction will cut: those whose box, or with padding whose centre, is on the image."""
     ny, nx = shape_px
     if edge == "pad":
         low = -0.5
         high = np.array([nx, ny]) - 0.5
-        return int(np.count_nonzero(((xy_px >= low) & (xy_px < high)).all(axis=1)))
+        return np.asarray(((xy_px >= low) & (xy_px < high)).all(axis=1))
     corner = np.floor(xy_px + 0.5) - box_px // 2
-    return int(np.count_nonzero(((corner >= 0) & (corner + box_px <= np.array([nx, ny]))).all(axis=1)))
+    return np.asarray(((corner >= 0) & (corner + box_px <= np.array([nx, ny]))).all(axis=1))

@@ -216,3 +216,21 @@ def test_fourier_cropped_boxes_keep_place_and_scale(backend: ArrayBackend, box: 
 def test_parameters_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         run_operation(extract_boxes, (tiny_micrograph(), coordinates((20, 20))), **wrong)
+
+
+def test_duplicates_are_left_out_when_asked_and_noise_is_as_many() -> None:
+    from streamprep.plugins.pick_noise import pick_noise_coordinates
+
+    micrograph = Micrograph("m.mrc", counting((200, 220)), Optics(1.5))
+    merit = np.array(["0.1", "0.9", "0.5", "0.2"], dtype=object)
+    found = Coordinates(
+        np.array([[40.0, 40], [43, 40], [100, 90], [100, 200]]), columns={"rlnAutopickFigureOfMerit": merit}
+    )
+    notes: list[str] = []
+    there = context(note=notes.append, box_size_px=8, min_separation_px=5.0)
+    done, _ = run_operation(extract_boxes, (micrograph, found), there, box_size_px=8, min_separation_px=5)
+    assert done.coordinates.xy_px.tolist() == [[43, 40], [100, 90]]
+    assert len(done) == 2
+    assert notes[0].startswith("1 of 3 particles are nearer than 5 px to a better one")
+    noise, _ = run_operation(pick_noise_coordinates, (found, micrograph), there)
+    assert len(noise) == 2
