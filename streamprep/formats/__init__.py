@@ -6,6 +6,7 @@ The hooks below are the built-in readers; a third party's ``classify_path`` and 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from streamprep.formats import mrc, star
 from streamprep.hookspecs import hookimpl
@@ -14,7 +15,23 @@ from streamprep.model import Entry, Image, InputError, Item, Kind
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
 COMPRESSED_ENDINGS = (".gz", ".bz2")
+
+
+class TableReader(Protocol):
+    """A module that reads one family of tables."""
+
+    def recognise(self, path: Path, head: bytes) -> Kind | None:
+        """What a file that begins with ``head`` is; None where it is another's."""
+
+    def read_entries(self, path: Path) -> list[Entry]:
+        """What it says of each micrograph."""
+
+
+TABLES: tuple[TableReader, ...] = (star,)
+"""Asked in this order."""
+
 TABLE_ENDINGS = (".star",)
+"""What a file that cannot be read is taken for: a table, or an image."""
 
 __all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
 
@@ -55,7 +72,7 @@ def image_ending(path: Path) -> str:
 
 @hookimpl(trylast=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
-    """Tell micrographs, stacks and maps by their MRC header, tables by their ending."""
+    """Tell micrographs, stacks and maps by their MRC header, tables by what they begin with."""
     ending = image_ending(path)
     if ending in IMAGE_ENDINGS:
         header = mrc.parse_header(path, mrc.plain_head(path, head))
@@ -64,9 +81,7 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
         if header.nz == 1 and ending == ".mrc":
             return "micrograph"
         return "map" if header.space_group >= 1 or ending != ".mrc" else "particles"
-    if ending in TABLE_ENDINGS:
-        return "coordinates"  # coordinates or CTF: reading it tells
-    return None
+    return next((kind for reader in TABLES if (kind := reader.recognise(path, head)) is not None), None)
 
 
 @hookimpl(trylast=True)
@@ -75,6 +90,10 @@ def read_item(item: Item) -> Image | list[Entry]:
     ending = image_ending(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in IMAGE_ENDINGS:
         return mrc.read(item.path)
-    if item.kind in ("coordinates", "ctf") and ending in TABLE_ENDINGS:
-        return star.read_entries(item.path)
+    if item.kind in ("coordinates", "ctf"):
+        with item.path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        for reader in TABLES:
+            if reader.recognise(item.path, head) is not None:
+                return reader.read_entries(item.path)
     raise InputError(item.path, f"no reader for a {item.kind} file that ends in {ending or 'nothing'}")

@@ -12,11 +12,13 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
-from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError
+from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind
 
 MAX_BYTES = 4 << 30
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
+
+_BLOCK = re.compile(rb"^data_", re.MULTILINE)
 
 CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
@@ -24,6 +26,11 @@ _OPTICS_COLUMNS = {
     "rlnSphericalAberration": "spherical_aberration_mm",
     "rlnAmplitudeContrast": "amplitude_contrast",
 }
+
+
+def recognise(path: Path, head: bytes) -> Kind | None:
+    """Coordinates (or CTF: reading it tells) where the ending is STAR's, or a ``data_`` block begins."""
+    return "coordinates" if path.suffix.lower() == ".star" or _BLOCK.search(head) else None
 
 
 class Loop:
