@@ -96,7 +96,7 @@ def _box(path: Path, text: str) -> list[Entry]:
                 "marks the ends of helices; write one box per segment",
             )
         if not (marks == _PARTICLE_MARK).all():
-            columns[_plain.FIGURE_OF_MERIT] = marks.copy()
+            columns[_plain.FIGURE_OF_MERIT] = marks
     return [_plain.entry(None, table[:, :2] + sizes / 2, columns, _plain.one_size(sizes))]
 
 

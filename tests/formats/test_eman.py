@@ -74,6 +74,12 @@ def test_the_digest_changes_with_the_rows(write: Any, new: str) -> None:
     assert only(write(new, "a.box"))[0].digest != only(write(BOXES, "b.box"))[0].digest
 
 
+def test_the_digest_changes_with_the_size_of_boxes_around_the_same_centre(write: Any) -> None:
+    (large, one), (small, two) = only(write("1 2 4 4\n", "a.box")), only(write("2 3 2 2\n", "b.box"))
+    assert one.xy_px.tolist() == two.xy_px.tolist()
+    assert large.digest != small.digest
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -204,7 +210,8 @@ def test_a_dot_in_the_name_of_a_micrograph_is_part_of_it(write: Any) -> None:
 
 
 def test_a_json_file_of_another_name_is_of_the_micrograph_with_its_stem(write: Any) -> None:
-    assert only(write(json.dumps(INFO), "mic.json"))[0].micrograph is None
+    for name in ("mic.json", "_info.json"):
+        assert only(write(json.dumps(INFO), name))[0].micrograph is None
 
 
 def test_scores_of_boxes_are_kept_where_all_have_one(write: Any) -> None:
