@@ -1,0 +1,81 @@
+"""Topaz's coordinate tables: tab-separated text with one row per particle, of any number of micrographs.
+
+The first line names the columns: ``image_name``, ``x_coord``, ``y_coord`` and, after picking, ``score``
+(``read_coordinates`` and ``write_coordinates`` in Topaz's ``utils/files.py``). Coordinates are centres in pixels of the
+image that Topaz saw. ``image_name`` is the file name without its last ending; a dot that is left belongs to the name.
+The score is the logarithm of the odds, so it may be negative.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamprep.formats import _plain
+from streamprep.model import Entry, InputError, Kind
+
+_NEEDED = ("image_name", "x_coord", "y_coord")
+
+
+def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001
+    """Whether a file is a table of Topaz: by the names of its columns."""
+    names = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].rstrip(b"\r").split(b"\t")
+    return "coordinates" if all(name.encode() in names for name in _NEEDED) else None
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The coordinates of each micrograph, in order of first appearance.
+
+    Returns
+    -------
+    One entry per micrograph; none for a table without rows, which names no micrograph. The score is the figure of
+    merit; columns that Topaz does not write are kept as text.
+
+    Raises
+    ------
+    InputError
+        Names the line, the column and the value that is wrong.
+    """
+    text = _plain.read_text(path)
+    first = text.partition("\n")[0]
+    header = first.split("\t")
+    missing = [name for name in _NEEDED if name not in header]
+    if missing:
+        raise InputError(path, f"line 1: no column {missing[0]}; a table of Topaz begins with {', '.join(_NEEDED)}")
+    if len(set(header)) != len(header):
+        raise InputError(path, f"line 1: two columns have one name: {_plain.shown(first)}")
+    if "z_coord" in header:
+        raise InputError(path, "line 1: the column z_coord belongs to a tomogram; only micrographs are read")
+    lines, line_numbers = _plain.rows(text, first=2)
+    width = len(header)
+    torn = next((index for index, line in enumerate(lines) if line.count("\t") != width - 1), None)
+    if torn is not None:
+        raise InputError(
+            path,
+            f"line {line_numbers[torn]}: {lines[torn].count(chr(9)) + 1} columns, where line 1 names {width}: "
+            f"{_plain.shown(lines[torn])}",
+        )
+    ours = [*_NEEDED[1:], *(["score"] if "score" in header else [])]
+    table = _plain.numbers(path, lines, line_numbers, [(header.index(name), name) for name in ours], "\t")
+    cells = "\t".join(lines).split("\t") if lines else []
+    rows: dict[str, list[int]] = {}
+    for index, name in enumerate(cells[header.index("image_name") :: width]):
+        rows.setdefault(name, []).append(index)
+    empty = next((name for name in rows if not name.strip()), None)
+    if empty is not None:
+        raise InputError(path, f"line {line_numbers[rows[empty][0]]}: image_name is {_plain.shown(empty)}, not a name")
+    further = {
+        name: np.array(cells[header.index(name) :: width], dtype=object)
+        for name in header
+        if name not in ("image_name", *ours)
+    }
+    entries = []
+    for name, indices in rows.items():
+        columns: dict[str, npt.NDArray[Any]] = {column: values[indices] for column, values in further.items()}
+        if "score" in header:
+            columns[_plain.FIGURE_OF_MERIT] = table[indices, 2]
+        entries.append(_plain.entry(_plain.with_image_ending(name), table[indices, :2], columns))
+    return entries
