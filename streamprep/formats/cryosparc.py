@@ -241,10 +241,11 @@ def _micrographs(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The column of micrograph names, still as bytes or text."""
     if values.dtype.kind not in "SU" or values.ndim != 1:
         raise InputError(path, f"column {_LOCATION[0]} is of type {values.dtype}; it must be text")
-    try:
-        empty = np.flatnonzero(values == values.dtype.type())
-    except UnicodeError as error:
-        raise InputError(path, f"column {_LOCATION[0]} is not text: {error}") from None
+    if values.dtype.kind == "U":  # numpy makes text of any 32 bits, even such as no character has
+        codes = np.ascontiguousarray(values).view(values.dtype.byteorder.replace("|", "=") + "u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise InputError(path, f"column {_LOCATION[0]} is not text: it holds codes that are no characters")
+    empty = np.flatnonzero(values == values.dtype.type())
     if len(empty):
         raise InputError(path, f"row {empty[0] + 1}: {_LOCATION[0]} is empty; it must name a micrograph")
     return values

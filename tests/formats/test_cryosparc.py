@@ -182,11 +182,6 @@ def test_every_row_is_in_the_entry_of_its_micrograph(rows: list[tuple[float, flo
             assert (x_px, y_px) == pytest.approx((x * 5760, 4092 - y * 4092), abs=1e-9)
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise AssertionError("unpickled")
-
-
 def object_array() -> bytes:
     file = io.BytesIO()
     rows = np.zeros(1, np.dtype([("uid", "<u8"), ("location/micrograph_path", "O")]))
@@ -269,6 +264,16 @@ def retyped(name: str, dtype: str) -> npt.NDArray[Any]:
 def test_values_that_cannot_be_are_refused_with_the_row(tmp_path: Path, rows: npt.NDArray[Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         cryosparc.read_entries(saved(tmp_path, rows))
+
+
+@pytest.mark.parametrize("code", [b"\xff\xff\xff\x7f", b"\0\0\x11\0", b"\0\xd8\0\0", b"\xff\xdf\0\0"])
+def test_text_of_impossible_characters_is_refused(tmp_path: Path, code: bytes) -> None:
+    rows = retyped("location/micrograph_path", "<U4")
+    rows["location/micrograph_path"] = "zzzz"
+    path = saved(tmp_path, rows)
+    path.write_bytes(path.read_bytes().replace(b"z\0\0\0", code))
+    with pytest.raises(InputError, match="location/micrograph_path is not text"):
+        cryosparc.read_entries(path)
 
 
 @given(st.binary(max_size=40), st.integers(0, 900))
