@@ -1,8 +1,148 @@
-"""Xmipp metadata files."""
+"""Xmipp metadata files: ``# XMIPP_STAR_1 *`` in the first line, then STAR tables with Xmipp's own column names.
+
+- Coordinates (``.pos`` of one micrograph, ``.xmd`` of many): ``_xcoor``, ``_ycoor``, centres in pixels from the first
+  pixel as stored. A picker's file has a table of manual and one of automatic picks, ``data_particles`` and
+  ``data_particles_auto``; both count. ``_cost`` is the picker's score.
+- CTF (``.ctfparam`` of one micrograph, as pairs of name and value; ``.xmd`` of many): ``_ctfDefocusU/V`` in Å,
+  underfocus positive, ``_ctfDefocusAngle`` in degrees from x towards y, ``_ctfVoltage`` in kV,
+  ``_ctfSphericalAberration`` in mm, ``_ctfQ0`` (amplitude contrast as a fraction), and ``_ctfPhaseShift`` or
+  ``_ctfVPPphaseshift`` in degrees.
+- ``_enabled``: 1 is in use, -1 is switched off. Rows with anything below 1 are left out.
+
+Source: Xmipp's metadata labels and the files that its programs write.
+"""
 
 from __future__ import annotations
 
-from streamprep.model import Coordinates
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from streamprep.formats._ctf import checked_ctf
+from streamprep.formats.star import Loop, digest_of, read_loops
+from streamprep.model import Coordinates, Entry, InputError, Kind
+
+_FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
+_CTF_COLUMNS = {
+    "ctfDefocusU": "defocus_u_angstrom",
+    "ctfDefocusV": "defocus_v_angstrom",
+    "ctfDefocusAngle": "defocus_angle_deg",
+}
+_CTF_FURTHER = {
+    "ctfVoltage": "voltage_kv",
+    "ctfSphericalAberration": "spherical_aberration_mm",
+    "ctfQ0": "amplitude_contrast",
+    "ctfPhaseShift": "phase_shift_deg",
+    "ctfVPPphaseshift": "phase_shift_deg",
+}
+_SCORE = "rlnAutopickFigureOfMerit"
+_RENAMED = {"cost": _SCORE}
+_READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
+
+
+def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by content alone
+    """``coordinates`` or ``ctf`` for an Xmipp metadata file whose first columns say so; None for anything else."""
+    if not _FIRST_LINE.match(head):
+        return None
+    names = set(re.findall(rb"^\s*_(\w+)", head, re.MULTILINE))
+    if names & {b"xcoor", b"ycoor"}:
+        return "coordinates"
+    return "ctf" if b"ctfDefocusU" in names else None
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """What an Xmipp file says about micrographs: their coordinates, or their CTF.
+
+    The micrograph is that of ``_micrograph``, else the file that ``_image`` names (``N@file`` or ``file``), else the
+    one that the file itself is called by. Rows of a micrograph in several tables become one `Entry`. A micrograph
+    whose rows are all switched off has an entry without coordinates. Columns are kept under their own names,
+    ``_cost`` as ``rlnAutopickFigureOfMerit``; a row of a table without that column has 0 there. Where a table has
+    coordinates, its CTF columns are kept as columns.
+
+    Raises
+    ------
+    InputError
+        It is not an Xmipp file, it holds neither, or a value in it is not a number.
+    """
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not _FIRST_LINE.match(head):
+        raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
+    loops = read_loops(path)
+    picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
+    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked]
+    if not picked and not fitted:
+        names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
+        raise InputError(
+            path,
+            f"neither coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) are in it; its columns are {names}",
+        )
+    return _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
+
+
+def _enabled(loop: Loop) -> npt.NDArray[np.bool_]:
+    return loop.floats("enabled") > 0 if "enabled" in loop else np.ones(loop.rows, dtype=bool)
+
+
+def _micrographs(loop: Loop) -> list[str | None]:
+    """The micrograph of each row."""
+    column = "micrograph" if "micrograph" in loop else "image"
+    if column not in loop:
+        return [None] * loop.rows
+    names = [value.rpartition("@")[2] if column == "image" else value for value in loop.columns[column]]
+    if "" in names:
+        raise InputError(loop.path, f"row {names.index('') + 1} of data_{loop.block}: _{column} names no file")
+    return list(names)
+
+
+def _coordinates(loops: list[Loop]) -> list[Entry]:
+    names = list(
+        dict.fromkeys(
+            _RENAMED.get(name, name) for loop in loops for name in loop.columns if name not in _READ_ELSEWHERE
+        )
+    )
+    micrographs: list[str | None] = []
+    xy, enabled = [np.empty((0, 2))], [np.empty(0, dtype=bool)]
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for loop in loops:
+        xy.append(np.stack([loop.floats("xcoor"), loop.floats("ycoor")], axis=1))
+        enabled.append(_enabled(loop))
+        micrographs += _micrographs(loop)
+        given = {_RENAMED.get(name, name): values for name, values in loop.columns.items()}
+        if "cost" in loop:
+            loop.floats("cost")  # it is sorted by and filtered by later: refused here where it is no number
+        for name in names:
+            columns[name] += given.get(name, ["0" if name == _SCORE else "None"] * loop.rows)
+    points, used = np.concatenate(xy), np.concatenate(enabled)
+    values = {name: np.array(column, dtype=object) for name, column in columns.items()}
+    rows: dict[str | None, list[int]] = {} if micrographs else {None: []}
+    for row, micrograph in enumerate(micrographs):
+        rows.setdefault(micrograph, [])
+        if used[row]:
+            rows[micrograph].append(row)
+    entries = []
+    for micrograph, indices in rows.items() if loops else ():
+        index = np.array(indices, dtype=np.int64)
+        own = {name: column[index] for name, column in values.items()}
+        digest = digest_of(points[index].tolist(), [(name, own[name].tolist()) for name in sorted(own)])
+        entries.append(Entry(micrograph, digest, Coordinates(points[index], columns=own)))
+    return entries
+
+
+def _ctfs(loop: Loop) -> list[Entry]:
+    enabled = _enabled(loop)
+    fields = {field: loop.floats(name) for name, field in _CTF_COLUMNS.items()}
+    fields |= {field: loop.floats(name) for name, field in _CTF_FURTHER.items() if name in loop}
+    entries = []
+    for row, micrograph in enumerate(_micrographs(loop)):
+        if enabled[row]:
+            where = f"row {row + 1} of data_{loop.block}"
+            values = {name: float(numbers[row]) for name, numbers in fields.items()}
+            ctf = checked_ctf(loop.path, where, **values)
+            entries.append(Entry(micrograph, digest_of(ctf), ctf))
+    return entries
 
 
 def pos_text(coordinates: Coordinates) -> str:
