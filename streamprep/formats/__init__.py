@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from streamprep.formats import mrc, star
+from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, topaz, xmipp
 from streamprep.hookspecs import hookimpl
 from streamprep.model import Entry, Image, InputError, Item, Kind
 
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
+SPIDER_ENDINGS = (".spi", ".vol", ".stk", ".xmp")
 COMPRESSED_ENDINGS = (".gz", ".bz2")
 
 
@@ -27,10 +28,10 @@ class TableReader(Protocol):
         """What it says of each micrograph."""
 
 
-TABLES: tuple[TableReader, ...] = (star,)
+TABLES: tuple[TableReader, ...] = (xmipp, cryosparc, ctffind, cryolo, eman, topaz, star)
 """Asked in this order."""
 
-TABLE_ENDINGS = (".star",)
+TABLE_ENDINGS = (".star", ".pos", ".xmd", ".ctfparam", ".box", ".cbox", ".json", ".txt", ".cs")
 """What a file that cannot be read is taken for: a table, or an image."""
 
 __all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
@@ -55,6 +56,8 @@ def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
     """
     if image_ending(path) in IMAGE_ENDINGS:
         return mrc.missing(path, size_bytes, head)
+    if path.suffix.lower() in SPIDER_ENDINGS:
+        return spider.missing(path, size_bytes, head)
     return None
 
 
@@ -81,6 +84,8 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
         if header.nz == 1 and ending == ".mrc":
             return "micrograph"
         return "map" if header.space_group >= 1 or ending != ".mrc" else "particles"
+    if ending in SPIDER_ENDINGS:
+        return spider.recognise(path, head)
     return next((kind for reader in TABLES if (kind := reader.recognise(path, head)) is not None), None)
 
 
@@ -90,6 +95,8 @@ def read_item(item: Item) -> Image | list[Entry]:
     ending = image_ending(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in IMAGE_ENDINGS:
         return mrc.read(item.path)
+    if item.kind in ("micrograph", "mask", "particles", "map") and ending in SPIDER_ENDINGS:
+        return spider.read(item.path)
     if item.kind in ("coordinates", "ctf"):
         with item.path.open("rb") as file:
             head = file.read(HEAD_BYTES)

@@ -18,7 +18,7 @@ MAX_BYTES = 4 << 30
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
-_BLOCK = re.compile(rb"^data_", re.MULTILINE)
+_COLUMN = re.compile(rb"^\s*_rln(?:Coordinate|Defocus)", re.MULTILINE)
 
 CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
@@ -29,8 +29,8 @@ _OPTICS_COLUMNS = {
 
 
 def recognise(path: Path, head: bytes) -> Kind | None:
-    """Coordinates (or CTF: reading it tells) where the ending is STAR's, or a ``data_`` block begins."""
-    return "coordinates" if path.suffix.lower() == ".star" or _BLOCK.search(head) else None
+    """Coordinates (or CTF: reading it tells) where the ending is STAR's, or RELION's columns are in the head."""
+    return "coordinates" if path.suffix.lower() == ".star" or _COLUMN.search(head) else None
 
 
 class Loop:
