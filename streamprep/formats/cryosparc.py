@@ -66,8 +66,13 @@ class CsHeader:
     offset: int
 
 
-def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by content alone
-    """``coordinates`` for a cryoSPARC table of particles; None for anything else."""
+def recognise(path: Path, head: bytes) -> Kind | None:
+    """``coordinates`` for a cryoSPARC table of particles; None for anything else.
+
+    A passthrough file is read with the table that it belongs to: it may hold particles that were not selected.
+    """
+    if "passthrough" in path.name.lower():
+        return None
     particles = head.startswith(_MAGIC) and b"'uid'" in head and any(name in head for name in _PARTICLES)
     return "coordinates" if particles else None
 
@@ -241,7 +246,9 @@ def _micrographs(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The column of micrograph names, still as bytes or text."""
     if values.dtype.kind not in "SU" or values.ndim != 1:
         raise InputError(path, f"column {_LOCATION[0]} is of type {values.dtype}; it must be text")
-    if values.dtype.kind == "U":  # numpy makes text of any 32 bits, even such as no character has
+    if (
+        values.dtype.kind == "U" and values.dtype.itemsize
+    ):  # numpy makes text of any 32 bits, even such as no character has
         codes = np.ascontiguousarray(values).view(values.dtype.byteorder.replace("|", "=") + "u4")
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
             raise InputError(path, f"column {_LOCATION[0]} is not text: it holds codes that are no characters")

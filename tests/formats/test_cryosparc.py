@@ -257,6 +257,8 @@ def retyped(name: str, dtype: str) -> npt.NDArray[Any]:
         (retyped("location/micrograph_shape", "<u4"), "column location/micrograph_shape has .* 2 number"),
         (retyped("location/micrograph_path", "<f4"), "column location/micrograph_path is of type float32"),
         (retyped("location/micrograph_path", "V4"), "it must be text"),
+        (retyped("location/micrograph_path", "U0"), "row 1: location/micrograph_path is empty"),
+        (retyped("location/micrograph_path", "S0"), "row 1: location/micrograph_path is empty"),
         (retyped("location/center_y_frac", "S4"), "column location/center_y_frac has .* type"),
         (retyped("uid", "<f8"), "column uid is of type float64"),
     ],
