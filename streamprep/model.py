@@ -23,6 +23,9 @@ Array = Any
 Kind = Literal["micrograph", "coordinates", "ctf", "mask", "particles", "map", "other"]
 Label = Literal["particle", "noise"]
 FloatArray = npt.NDArray[np.float64]
+FIGURE_OF_MERIT = "rlnAutopickFigureOfMerit"
+"""Column with what the picker thought of each place; higher is better."""
+
 Columns = Mapping[str, npt.NDArray[Any]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pebble import ProcessPool
 
 from streamprep import hookimpl
 from streamprep.config import load
@@ -225,3 +226,23 @@ def test_rows_lost_behind_our_back_end_the_session(session: Session, make: Calla
     engine.plugins.manager.register(Vandal())
     with pytest.raises(OutputError, match="committed bytes"):
         engine.run()
+
+
+def test_workers_that_cannot_be_started_are_told_and_are_no_full_disk(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, *args: Any, **options: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(ProcessPool, "schedule", refuse)
+    overrides = ["session.device=cpu", "session.settle_seconds=0", "session.stop_after_failures=2"]
+    config, plugins, spy = load(session.config, overrides), load_plugins(environ={}), Spy()
+    plugins.manager.register(spy)
+    engine = Engine(config, plugins, resolve(config, plugins), once=True, clock=Clock())
+    monkeypatch.setattr(engine, "_wake", Instant())
+    last = engine.run()
+    assert last.mode == "stopped"
+    assert "worker processes cannot be started with" in last.message
+    assert "Broken pipe" in last.message
+    assert "paused" not in spy.modes
+    assert last.failed == 0

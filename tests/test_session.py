@@ -373,6 +373,8 @@ def test_output_of_another_plan_is_refused_and_new_set_begins_beside_it(session:
     refused = session.once()
     assert refused.returncode == 2
     assert "another plan" in refused.stderr
+    checked = session.call("check")
+    assert (checked.returncode, checked.stderr) == (2, refused.stderr), "check says what run would"
     assert "--new-set" in refused.stderr
     assert session.once("--new-set").returncode == 0
     second = session.folder / "streamprep_out_2"

@@ -8,14 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from streamprep.model import Coordinates, FloatArray
-
-MERIT_COLUMN = "rlnAutopickFigureOfMerit"
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, FloatArray
 
 
 def figure_of_merit(coordinates: Coordinates) -> FloatArray | None:
     """What the picker thought of each place, higher is better; None where it did not say."""
-    values = coordinates.columns.get(MERIT_COLUMN)
+    values = coordinates.columns.get(FIGURE_OF_MERIT)
     if values is None:
         return None
     try:

@@ -16,7 +16,6 @@ from streamprep.formats import star
 from streamprep.model import Coordinates, Entry, FloatArray, InputError
 from streamprep.naming import stem_of
 
-FIGURE_OF_MERIT = "rlnAutopickFigureOfMerit"
 MAX_SIDE_PX = 1 << 20
 """No box is larger: detectors have thousands of pixels along an axis."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain, star
-from streamprep.model import Entry, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
 _BLOCK = "cryolo"
 _UNKNOWN = "<NA>"
@@ -62,5 +62,5 @@ def read_entries(path: Path) -> list[Entry]:
     if _UNKNOWN in loop.columns.get("Confidence", []):
         columns["Confidence"] = np.array(loop.columns["Confidence"], dtype=object)
     elif "Confidence" in loop:
-        columns[_plain.FIGURE_OF_MERIT] = loop.floats("Confidence")
+        columns[FIGURE_OF_MERIT] = loop.floats("Confidence")
     return [_plain.entry(None, corner + sizes / 2, columns, _plain.one_size(sizes))]

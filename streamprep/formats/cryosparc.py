@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
 from streamprep.formats.star import digest_of
-from streamprep.model import Coordinates, Entry, FloatArray, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, InputError, Kind
 
 MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 16
@@ -168,7 +168,7 @@ def read_entries(path: Path) -> list[Entry]:
     xy_px = _centres(columns)
     further = {"uid": uids}
     if _SCORE in columns:
-        further["rlnAutopickFigureOfMerit"] = _numbers(*columns[_SCORE], _SCORE)
+        further[FIGURE_OF_MERIT] = _numbers(*columns[_SCORE], _SCORE)
     ctf = _ctf_values(columns)
 
     entries = []

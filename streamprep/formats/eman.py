@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain
-from streamprep.model import Entry, FloatArray, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Entry, FloatArray, InputError, Kind
 
 MAX_INFO_BYTES = 64 << 20
 """Parsed JSON takes many times the space of its text; info files have kilobytes."""
@@ -96,7 +96,7 @@ def _box(path: Path, text: str) -> list[Entry]:
                 "marks the ends of helices; write one box per segment",
             )
         if not (marks == _PARTICLE_MARK).all():
-            columns[_plain.FIGURE_OF_MERIT] = marks
+            columns[FIGURE_OF_MERIT] = marks
     return [_plain.entry(None, table[:, :2] + sizes / 2, columns, _plain.one_size(sizes))]
 
 
@@ -122,7 +122,7 @@ def _info(path: Path, text: str) -> list[Entry]:
     if boxes and all(len(box) > 2 for box in boxes):
         columns["emanTag"] = np.array([box[2] for box in boxes], dtype=object)
     if boxes and all(len(box) > 3 for box in boxes):
-        columns[_plain.FIGURE_OF_MERIT] = _values(path, boxes, 3, "the score")
+        columns[FIGURE_OF_MERIT] = _values(path, boxes, 3, "the score")
     named = path.stem.endswith(_INFO) and path.stem != _INFO
     return [_plain.entry(_plain.with_image_ending(path.stem.removesuffix(_INFO)) if named else None, xy, columns)]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain
-from streamprep.model import Entry, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
 _NEEDED = ("image_name", "x_coord", "y_coord")
 
@@ -76,6 +76,6 @@ def read_entries(path: Path) -> list[Entry]:
     for name, indices in rows.items():
         columns: dict[str, npt.NDArray[Any]] = {column: values[indices] for column, values in further.items()}
         if "score" in header:
-            columns[_plain.FIGURE_OF_MERIT] = table[indices, 2]
+            columns[FIGURE_OF_MERIT] = table[indices, 2]
         entries.append(_plain.entry(_plain.with_image_ending(name), table[indices, :2], columns))
     return entries

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
 from streamprep.formats.star import Loop, digest_of, read_loops
-from streamprep.model import Coordinates, Entry, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, InputError, Kind
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
 _CTF_COLUMNS = {
@@ -37,8 +37,7 @@ _CTF_FURTHER = {
     "ctfPhaseShift": "phase_shift_deg",
     "ctfVPPphaseshift": "phase_shift_deg",
 }
-_SCORE = "rlnAutopickFigureOfMerit"
-_RENAMED = {"cost": _SCORE}
+_RENAMED = {"cost": FIGURE_OF_MERIT}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
 
 
@@ -114,7 +113,7 @@ def _coordinates(loops: list[Loop]) -> list[Entry]:
         if "cost" in loop:
             loop.floats("cost")  # it is sorted by and filtered by later: refused here where it is no number
         for name in names:
-            columns[name] += given.get(name, ["0" if name == _SCORE else "None"] * loop.rows)
+            columns[name] += given.get(name, ["0" if name == FIGURE_OF_MERIT else "None"] * loop.rows)
     points, used = np.concatenate(xy), np.concatenate(enabled)
     values = {name: np.array(column, dtype=object) for name, column in columns.items()}
     rows: dict[str | None, list[int]] = {} if micrographs else {None: []}
