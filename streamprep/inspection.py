@@ -63,7 +63,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "jobs": ledger.job_counts(),
         "files": {f"{kind} {state}": count for (kind, state), count in files.items()},
         "waiting": [(item, reason, now - since) for item, reason, since in ledger.waiting(LISTED)],
-        "waiting_count": files.get(("micrograph", "ready"), 0),
+        "waiting_count": ledger.waiting_count(),
         "unmatched": ledger.unmatched(LISTED),
         "rows": {name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name},
         "failed": ledger.ended_count("failed"),
