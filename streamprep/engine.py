@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,9 @@ DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Of one job's file names; the others can be written as ever."""
+
+_ITEMS: Mapping[tuple[Kind, ...], str] = {("micrograph",): "micrographs", ("particles",): "stacks"}
+"""What to call what a session works on."""
 
 KEPT_FAILURES = 20
 MOST_DOUBTS = 10
@@ -657,7 +660,7 @@ class Engine:
             settling=self.watcher.settling,
             running=tuple((running.name, clock - running.since) for running in self._running),
             rows=self.committer.row_counts(),
-            micrographs_per_hour=per_hour,
+            items_per_hour=per_hour,
             particles_per_second=per_second,
             oldest_seconds=0.0 if views["oldest"] is None else now - views["oldest"],
             operation_seconds={name: total / count for name, (count, total) in self._operations.items()},
@@ -669,4 +672,5 @@ class Engine:
             unmatched=views["unmatched"],
             degraded=tuple(self.watcher.troubles),
             disk_free_bytes=self._disk_free(),
+            items=_ITEMS.get(tuple(self._required), "items"),
         )

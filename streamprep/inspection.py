@@ -18,6 +18,7 @@ from streamprep.ledger import Ledger
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
 from streamprep.session import find_output, open_ledger, try_lock
+from streamprep.snapshot import unmatched_text
 
 LISTED = 50
 
@@ -97,7 +98,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     )
     lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
     lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
-    lines += [f"without a micrograph: {kind} for {name}" for kind, name in report.get("unmatched", ())]
+    lines += [unmatched_text(kind, name) for kind, name in report.get("unmatched", ())]
     if report["unknown_files"]:
         lines.append(f"{report['unknown_files']} files of no known kind were left alone")
     for row in report["failures"]:
