@@ -104,6 +104,19 @@ def operation(hook: str, *, order: int, params: type[Params] = Params, name: str
 
 
 @hookspec(firstresult=True)
+def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
+    """Say what is not there yet of a file that may still be being written.
+
+    When: once a file has not changed for a while, before `classify_path`; again when it has changed. Receives: the
+    path, its size, and its first 4096 bytes. Returns: what is missing, for people; an empty text where the file is
+    whole; None to let the next implementation decide. A file of a format that nobody knows counts as whole. Raises:
+    InputError for one that can never become whole.
+
+    Example: ``return "its last line" if path.suffix == ".mine" and not head.endswith(b"end") else None``
+    """
+
+
+@hookspec(firstresult=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
     """Say what a settled, complete file is.
 

@@ -37,6 +37,7 @@ from streamprep.model import (
     Entry,
     Identity,
     Image,
+    IncompleteError,
     InputError,
     Item,
     Kind,
@@ -203,6 +204,8 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
         made = Outcome("changed", stale.reason, doubted=stale.made)
     except TooFewImages as wait:
         made = Outcome("waits", str(wait))
+    except IncompleteError as wait:
+        made = Outcome("waits", wait.reason)
     except InputError as error:
         made = Outcome("bad-input", str(error), running[-1] if running else None)
     except FileNotFoundError as error:

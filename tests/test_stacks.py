@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 import sqlite3
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mrcfile
@@ -346,6 +349,43 @@ def test_a_session_with_stacks_elsewhere_can_be_moved(project: Session, tmp_path
     write_stack(moved.folder / names[2], STACKS[names[2]])
     assert once(moved).returncode == 0
     expect(moved, STACKS)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_killed_while_stacks_and_table_grow_makes_the_same_set(
+    project: Session, eventually: Callable[[Callable[[], bool], float], None], stopped: list[subprocess.Popen[str]]
+) -> None:
+    """The table is watched; the stacks are only named by it, come after it, and grow."""
+    (project.folder / "Selected").mkdir()
+    project.edit('watch = ["Extract"]', 'watch = ["Selected"]\nworkers = 1\nrescan_seconds = 0.5')
+    wanted = {f"Extract/job010/Micrographs/mic_{index}.mrcs": pixels_of(index, 4) for index in range(8)}
+    rows: list[str] = []
+    table, output = project.folder / "Selected/chosen.star", project.output / "particles.star"
+    chance = random.Random(5)
+
+    def count() -> int:
+        return len(read_table(output)[1]) if output.exists() else 0
+
+    for index, (stack, pixels) in enumerate(wanted.items()):
+        process = project.start()
+        stopped.append(process)
+        rows += rows_for(stack, range(1, 5))
+        write_table(table.with_suffix(".tmp"), rows)
+        table.with_suffix(".tmp").rename(table)
+        write_stack(project.folder / stack, pixels[:2])  # fewer than the table names, as if it were being written
+        if index % 3 == 0:
+            eventually(lambda want=4 * index: count() >= want, 30.0)  # type: ignore[misc]
+        else:
+            time.sleep(chance.uniform(0.2, 1.5))
+        write_stack(project.folder / stack, pixels)
+        if index % 3 == 0:
+            eventually(lambda want=4 * index + 4: count() >= want, 30.0)  # type: ignore[misc]
+        process.kill()
+        process.communicate()
+    done = project.once()
+    assert done.returncode == 0, done.stdout + done.stderr
+    expect(project, wanted)
+    check_shards(project.output)
 
 
 # --- the parts ---

@@ -34,10 +34,11 @@ TABLES: tuple[TableReader, ...] = (xmipp, cryosparc, ctffind, cryolo, eman, topa
 TABLE_ENDINGS = (".star", ".pos", ".xmd", ".ctfparam", ".box", ".cbox", ".json", ".txt", ".cs")
 """What a file that cannot be read is taken for: a table, or an image."""
 
-__all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
+__all__ = ["HEAD_BYTES", "classify_path", "missing_part", "read_item"]
 
 
-def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
+@hookimpl(trylast=True)
+def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
     """What is not there yet of a file that is being written; None when it is whole, as far as its format can tell.
 
     Parameters
