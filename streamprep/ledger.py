@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from streamprep.joins import JobInput, Match, join, mask_digest
+from streamprep.joins import JobInput, Match, Places, join, mask_digest
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
@@ -202,9 +202,13 @@ class Ledger:
         True on a network file system: a rollback journal instead of a write-ahead log.
     suffixes
         Endings that are ignored when a table's name is matched with a micrograph's.
+    folder
+        The session's, from which tables may name stacks.
     """
 
-    def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = (), folder: Path = Path("/")
+    ) -> None:
         self._suffixes: tuple[str, ...] = ()
         self._required: dict[Kind, dict[Kind, str]] = {}
         self.looked_up_to = 0
@@ -218,6 +222,7 @@ class Ledger:
         try:
             self._open(path, remote=remote)
             self._match_with(suffixes)
+            self._places = Places({row.label: row.root.as_posix() for row in self.sources()}, folder.as_posix())
         except BaseException:
             self._db.close()
             raise
@@ -312,6 +317,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
                 (source.label, source.kind, os.fsencode(source.root), os.fsencode(source.relative), source.place),
             )
+        self._places = replace(self._places, roots={**self._places.roots, source.label: source.root.as_posix()})
 
     def forget_unwatched(self, watched: Callable[[str, str], bool]) -> int:
         """Let go of the files that the configuration does not name any more; what is done stays done.
@@ -681,7 +687,7 @@ class Ledger:
             (key,),
         )
         broken = [f"{source}/{os.fsdecode(raw)}" for source, raw in failed]
-        matches, owners = join(paths, entries, required, self._suffixes, broken)
+        matches, owners = join(paths, entries, required, self._suffixes, broken, self._places)
         for index, (file, match) in enumerate(zip(items, matches, strict=True)):
             if match.reasons:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}

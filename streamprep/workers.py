@@ -323,7 +323,7 @@ def _process(
     ctf = ctf if isinstance(ctf, Ctf) else None
     if isinstance(rows, ParticleRows):
         particles = make_particles(job.item, image, rows, worker.config.optics)
-        if ctf is not None:
+        if ctf is not None and particles.ctf is None:  # each image's own, where the table has it, is the better one
             particles = replace(particles, ctf=(ctf,) * len(particles))
         result = run_stack(
             worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer

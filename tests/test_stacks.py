@@ -302,6 +302,27 @@ def test_two_tables_that_say_different_things_of_a_stack_are_an_ambiguity(projec
     expect(project, {stack: pixels_of(0, 3)[:2]})
 
 
+def test_the_ctf_of_a_micrograph_goes_to_images_that_have_none_of_their_own(project: Session) -> None:
+    project.append('[ctf]\ntable = "micrographs_ctf.star"\n')
+    (project.folder / "micrographs_ctf.star").write_text(
+        "data_\nloop_\n_rlnMicrographName\n_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n_rlnVoltage\n"
+        "Micrographs/own.mrc 7000 6000 5 200\nMicrographs/none.mrc 7000 6000 5 200\n"
+    )
+    for name in ("own", "none"):
+        write_stack(project.folder / f"Extract/{name}.mrcs", pixels_of(1, 1))
+    write_table(project.folder / "Extract/own.star", rows_for("Extract/own.mrcs", [1]))
+    (project.folder / "Extract/none.star").write_text("data_\nloop_\n_rlnImageName\n1@Extract/none.mrcs\n")
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    optics, rows = read_table(project.output / "particles.star")
+    assert optics is not None
+    found = {
+        Path(row.rlnImageName).stem: (row.rlnDefocusU, optics["rlnVoltage"][row.rlnOpticsGroup - 1])
+        for row in rows.itertuples()
+    }
+    assert found == {"own": (10001, 300), "none": (7000, 200)}
+
+
 def test_a_session_that_cuts_particles_takes_no_stacks(session: Session) -> None:
     """Its particles would be in the set twice."""
     write_stack(session.folder / "Micrographs" / "old.mrcs", pixels_of(0, 2))
