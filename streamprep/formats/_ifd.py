@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,10 @@ from streamprep.model import InputError
 MAX_SIDE = 1 << 17
 MAX_SEGMENTS = MAX_SIDE
 """Strips or tiles of one image."""
-_MAX_ENTRIES = 4096  # of one directory
-_MAX_ALL_ENTRIES = 1 << 18
+_MAX_ENTRIES = 1024  # of one directory
+_MAX_ALL_ENTRIES = 1 << 15
 _MAX_ALL_SEGMENTS = 1 << 22
-_MAX_DIRECTORIES = 1 << 15
+_MAX_DIRECTORIES = 1 << 13
 _MAGIC = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Field type → bytes per value."""
@@ -38,18 +38,17 @@ class Incomplete(Exception):  # noqa: N818 - a state of a file that is being wri
     """What the file points to is not there yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """Where the values of a tag lie."""
 
     type: int
-    count: int
+    values: int
     offset: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return self.count * _BYTES[self.type]
+        return self.values * _BYTES[self.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +103,9 @@ class Directories:
         field = directory.fields.get(tag)
         if field is None:
             return None
-        if field.type not in _UNSIGNED or not 0 < field.count <= most:
+        if field.type not in _UNSIGNED or not 0 < field.values <= most:
             raise self._never(
-                directory, f"tag {tag} has {field.count} values of type {field.type}; allowed: 1 to {most} whole"
+                directory, f"tag {tag} has {field.values} values of type {field.type}; allowed: 1 to {most} whole"
             )
         raw = self._read(field.offset, field.nbytes)
         return np.frombuffer(raw, self.byte_order + _UNSIGNED[field.type]).astype(np.uint64)
@@ -156,8 +155,10 @@ class Directories:
             if not count:
                 raise Incomplete(f"directory {number} is still empty")
             entries += count
-            if count > _MAX_ENTRIES or entries > _MAX_ALL_ENTRIES:
+            if count > _MAX_ENTRIES:
                 raise InputError(self.path, f"directory {number} has {count} entries; at most {_MAX_ENTRIES} are read")
+            if entries > _MAX_ALL_ENTRIES:
+                raise InputError(self.path, f"its directories have more than {_MAX_ALL_ENTRIES} entries")
             offset += count_bytes
             self._within(offset, count * entry.size + tail_bytes, f"directory {number}")
             raw = self._read(offset, count * entry.size + tail_bytes)
@@ -174,10 +175,11 @@ class Directories:
                 raise Incomplete(f"directory {number} is not wholly written")
             if kind not in _BYTES:
                 continue
-            field = Field(kind, count, offset - inline)
-            if field.nbytes > inline:
+            field, nbytes = Field(kind, count, offset - inline), count * _BYTES[kind]
+            if nbytes > inline:
                 field = Field(kind, count, int.from_bytes(value, "little" if self.byte_order == "<" else "big"))
-                self._within(field.offset, field.nbytes, f"tag {tag} of directory {number}")
+                if field.offset + nbytes > self.size_bytes:
+                    self._within(field.offset, nbytes, f"tag {tag} of directory {number}")
             fields.setdefault(tag, field)
         return fields
 

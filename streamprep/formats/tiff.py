@@ -48,6 +48,8 @@ MAX_BYTES = 1 << 32
 """Of one image, unpacked."""
 _PLAIN_BYTES = 1 << 26
 _LIKELY_RATIO = 100
+"""More than 64 MiB of pixels must not be packed to less than a hundredth of them: noise cannot be."""
+_SPARE_BYTES = 1 << 16
 _MAX_TAG_BYTES = 1 << 22
 _PLACES = (273, 279, 324, 325)
 """Tags of the offsets and byte counts of strips and tiles, which are bounded by themselves."""
@@ -190,7 +192,12 @@ def _layout(directories: Directories) -> _Layout:
     if total > MAX_BYTES:
         raise never(f"{total} bytes of pixels; at most {MAX_BYTES} are read")
     ratio = COMPRESSIONS[compression][1]
-    stored = min(sum(counts.tolist()), directories.size_bytes)
+    stored = sum(counts.tolist())
+    if stored > directories.size_bytes:
+        raise never(f"its {name}s overlap: together they have {stored} bytes, the file {directories.size_bytes}")
+    large = np.flatnonzero(counts > 2 * unpacked + np.uint64(_SPARE_BYTES))
+    if large.size:
+        raise never(f"{name} {large[0] + 1} has {counts[large[0]]} bytes for {unpacked[large[0]]} bytes of pixels")
     small = np.flatnonzero((unpacked + np.uint64(ratio - 1)) // np.uint64(ratio) > counts)
     if small.size:
         raise never(
@@ -252,8 +259,10 @@ def _pixels(path: Path, file: IO[bytes], layout: _Layout) -> npt.NDArray[Any]:
             page: Any = tifffile.TiffFile(file).pages[layout.page]
             found = (page.shape, page.dtype, page.compression, page.predictor, page.samplesperpixel, page.fillorder)
             expected = (layout.shape, layout.dtype, layout.compression, layout.predictor, 1, 1)
-            places = (list(page.dataoffsets), list(page.databytecounts))
-            if found != expected or places != (layout.offsets.tolist(), layout.counts.tolist()):
+            same = np.array_equal(page.dataoffsets, layout.offsets) and np.array_equal(
+                page.databytecounts, layout.counts
+            )
+            if found != expected or not same:
                 raise InputError(path, f"tifffile understands it otherwise, as {page.dtype} of {page.shape}")
             pixels = np.empty(layout.shape, layout.dtype)
             for part, (_, _, y, x, _), shape in page.segments(maxworkers=1, buffersize=1 << 24, _fullsize=False):

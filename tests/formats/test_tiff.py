@@ -331,6 +331,7 @@ def test_random_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
         ({"more": ((266, 3, [2]),)}, "fill order"),
         ({"more": ((317, 3, [2]),)}, "predictor 2"),
         ({"more": ((32997, 4, [40]),)}, "it holds 40 images"),
+        ({"data": bytes(100_000)}, "strip 1 has 100000 bytes for 24 bytes of pixels"),
         ({"more": ((700, 4, [0] * 1_100_000),)}, "its tags take more than"),
     ],
 )
@@ -385,6 +386,31 @@ def test_a_bomb_is_refused_before_it_takes_memory(file: Any, name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 10 << 20
+
+
+def chains() -> dict[str, bytes]:
+    """Files that ask for much work in few bytes: the same tags and strips, named again and again."""
+    head = b"II*\0" + struct.pack("<I", 8)
+    one = (struct.pack("<HHHI4sI", 1, 254, 4, 1, bytes(4), 8 + 18 * number) for number in range(1, 40_001))
+    entries = b"".join(struct.pack("<HHII", 1000 + tag, 1, 1000, 8) for tag in range(1024))
+    many, strips = b"", 1 << 17
+    for _ in range(70):
+        many += struct.pack("<H", 1024) + entries + struct.pack("<I", 8 + len(many) + len(entries) + 6)
+    fields = [(256, 1, 1000), (257, 1, strips), (273, strips, 2168), (279, strips, 2168)]
+    parts = struct.pack("<H", 4) + b"".join(struct.pack("<HHII", tag, 4, *place) for tag, *place in fields)
+    looped = b"".join(parts + struct.pack("<I", 8 + 54 * number) for number in range(1, 40)) + parts + bytes(4)
+    return {
+        "directories": head + b"".join(one),
+        "entries": head + many,
+        "strips": head + looped + struct.pack("<I", 8) * strips,
+    }
+
+
+@pytest.mark.parametrize("name", chains())
+def test_a_chain_that_asks_for_much_work_is_given_up(file: Any, name: str) -> None:
+    path = file(chains()[name])
+    assert verdict(path) == "never"
+    assert "more than" in refused(path) or "at most" in refused(path)
 
 
 def test_what_unpacks_to_more_than_it_says_takes_no_memory(file: Any) -> None:
