@@ -135,7 +135,7 @@ def read_item(item: Item) -> Any:
     When: in a worker, right before the operations. Receives: the item. Returns: an `Image`, or for tables a list of
     `Entry`, one per micrograph; None to let the next implementation try. Raises: InputError that says what is wrong.
 
-    Example: ``return Image(tifffile.imread(item.path)) if item.path.suffix == ".tif" else None``
+    Example: ``return Image(read_dm4(item.path)) if item.path.suffix == ".dm4" else None``
     """
 
 

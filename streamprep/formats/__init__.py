@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, topaz, xmipp
+from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, tiff, topaz, xmipp
 from streamprep.hookspecs import hookimpl
 from streamprep.model import Entry, Image, InputError, Item, Kind
 
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
 SPIDER_ENDINGS = (".spi", ".vol", ".stk", ".xmp")
+TIFF_ENDINGS = (".tif", ".tiff")
 COMPRESSED_ENDINGS = (".gz", ".bz2")
 
 
@@ -59,6 +60,8 @@ def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
         return mrc.missing(path, size_bytes, head)
     if path.suffix.lower() in SPIDER_ENDINGS:
         return spider.missing(path, size_bytes, head)
+    if path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.missing(path, size_bytes, head)
     return None
 
 
@@ -76,7 +79,7 @@ def image_ending(path: Path) -> str:
 
 @hookimpl(trylast=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
-    """Tell micrographs, stacks and maps by their MRC header, tables by what they begin with."""
+    """Tell micrographs, stacks and maps by their headers, tables by what they begin with."""
     ending = image_ending(path)
     if ending in IMAGE_ENDINGS:
         header = mrc.parse_header(path, mrc.plain_head(path, head))
@@ -87,6 +90,8 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
         return "map" if header.space_group >= 1 or ending != ".mrc" else "particles"
     if ending in SPIDER_ENDINGS:
         return spider.recognise(path, head)
+    if path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.recognise(path)
     return next((kind for reader in TABLES if (kind := reader.recognise(path, head)) is not None), None)
 
 
@@ -98,6 +103,8 @@ def read_item(item: Item) -> Image | list[Entry]:
         return mrc.read(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in SPIDER_ENDINGS:
         return spider.read(item.path)
+    if item.kind in ("micrograph", "mask") and item.path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.read(item.path)
     if item.kind in ("coordinates", "ctf", "rows"):
         with item.path.open("rb") as file:
             head = file.read(HEAD_BYTES)

@@ -118,7 +118,7 @@ def test_an_mrc_file_is_told_by_its_ending_and_its_header(name: str, nz: int, sp
     assert formats.classify_path(Path(name), mrc_head(nz, space_group)) == kind
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.box", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif", "mrc"])
+@pytest.mark.parametrize("name", ["a.txt", "a.box", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif.gz", "mrc"])
 def test_other_endings_are_nobodys_business_here(name: str) -> None:
     assert formats.classify_path(Path(name), mrc_head(1, 0)) is None
     assert formats.missing(Path(name), 3, b"abc") is None
