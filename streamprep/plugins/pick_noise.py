@@ -6,7 +6,8 @@ Coordinates are host data on every backend: a few hundred rows, read from tables
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -16,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, operation
 from streamprep.arrays import array_namespace
-from streamprep.em.free_area import BoolArray, FreeArea, IntArray, free_area, nearest_runs
+from streamprep.em.free_area import BoolArray, FreeArea, free_area, nearest_runs
 from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray, Kind
 
@@ -28,13 +29,17 @@ MOST_DRAWN = 1024
 """Pixels that are drawn at once, at most."""
 FEW_PIXELS = 1 << 13
 """When no more pixels than this are free and boxes are tested, each is looked at, instead of drawing from them."""
-MOST_REFUSED = 1 << 12
+TESTED_AT_ONCE = 16
+"""Boxes that are tested in one call."""
+MOST_REFUSED = 1 << 11
 """Boxes that may be refused: where nearly every one is an outlier, the search ends."""
 PLACEHOLDERS = ("{stem}", "{name}")
 """What may stand for the micrograph in the pattern of its mask."""
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 BAND_ROWS = 32
 """Rows of pixels that are summed into one, at most, before boxes are measured."""
+MOST_COMPARED = 1 << 12
+"""Boxes of the micrograph that others are compared with, at most."""
 OUTLIER_Z = 4.0
 """Robust z-score of a box's mean or log-variance beyond which `reject_outliers` drops it."""
 
@@ -207,14 +212,20 @@ def _first_come(
     later = packed & 0xFFFFFFFF
     begin = np.searchsorted(packed >> 32, np.arange(len(points) + 1)).tolist()
     open_ = np.ones(len(points), dtype=bool)
+    good: list[bool] = []
     kept: list[int] = []
     refused: list[int] = []
     for index in range(len(points)):
         if len(kept) >= wanted or len(refused) >= tests:
             break
+        if accept is not None and index >= len(good):  # by the dozen: a call costs as much as a few boxes
+            good += open_[index : index + TESTED_AT_ONCE].tolist()
+            some = index + np.flatnonzero(good[index:])
+            for one, passed in zip(some.tolist(), accept(points[some]).tolist() if len(some) else [], strict=True):
+                good[one] = passed
         if not open_[index]:
             continue
-        if accept is None or accept(points[index : index + 1])[0]:
+        if accept is None or good[index]:
             kept.append(index)
             open_[later[begin[index] : begin[index + 1]]] = False
         else:
@@ -233,41 +244,39 @@ def outlier_test(pixels: Array, box_size_px: int) -> Accept:
     if ny < box or nx < box:  # there is nothing to compare, and nothing to test
         return lambda points: np.ones(len(points), dtype=bool)
     # Sums down the columns of bands of a few rows. No band crosses a border of the grid's boxes.
-    cuts = np.ceil(np.linspace(0, box, -(-box // BAND_ROWS) + 1)).astype(np.int64)
-    edges = np.append(np.arange(0, ny - box + 1, box)[:, None] + cuts[None, :-1], ny // box * box)
+    cuts = np.ceil(np.linspace(0, box, -(-box // BAND_ROWS) + 1)).astype(np.int64).tolist()
+    rows = [y + cut for y in range(0, ny - box + 1, box) for cut in cuts[:-1]] + [ny // box * box]
     levels = [float(xp.mean(xp.astype(pixels[y, :], xp.float64))) for y in range(0, ny, -(-ny // 16))]
     origin = float(np.median([level for level in levels if np.isfinite(level)] or [0.0]))  # keeps the squares exact
 
     def sums(y: int, end: int, x: int, x_end: int) -> tuple[float, float]:
         if end <= y:
             return 0.0, 0.0
-        cut = xp.astype(pixels[y:end, x:x_end], xp.float64) - origin
-        return float(xp.sum(cut)), float(xp.sum(cut * cut))
+        cut = xp.reshape(xp.astype(pixels[y:end, x:x_end], xp.float64), (-1,)) - origin
+        return float(xp.sum(cut)), float(xp.vecdot(cut, cut))
 
-    def measure(corners: IntArray) -> FloatArray:
-        found = np.empty((len(corners), 2))
-        for index, (x, y) in enumerate(corners.tolist()):
-            first, last = int(np.searchsorted(edges, y)), int(np.searchsorted(edges, y + box, side="right")) - 1
-            if first >= last:
-                found[index] = sums(y, y + box, x, x + box)
-                continue
-            parts = sums(y, int(edges[first]), x, x + box), sums(int(edges[last]), y + box, x, x + box)
-            inner = float(xp.sum(total[first:last, x : x + box])), float(xp.sum(squares[first:last, x : x + box]))
-            found[index] = np.sum([inner, *parts], axis=0)
-        return moments(found)
+    def box_sums(x: int, y: int) -> tuple[float, float]:
+        first, last = bisect_left(rows, y), bisect_right(rows, y + box) - 1
+        if first >= last:
+            return sums(y, y + box, x, x + box)
+        above, below = sums(y, rows[first], x, x + box), sums(rows[last], y + box, x, x + box)
+        inner = [float(xp.sum(part[first:last, x : x + box])) for part in (total, squares)]
+        return inner[0] + above[0] + below[0], inner[1] + above[1] + below[1]
 
     def moments(sums: FloatArray) -> FloatArray:
         mean, square = sums.T / box**2
         return np.stack([mean, np.log(np.maximum(square - mean * mean, 0) + 1e-12)], axis=1)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        total, squares = _column_sums(pixels, edges, origin)
+        total, squares = _column_sums(pixels, rows, origin)
         wide = nx // box * box
         blocks = [
             xp.sum(xp.reshape(part[:, :wide], (ny // box, len(cuts) - 1, nx // box, box)), axis=(1, 3))
             for part in (total, squares)
         ]
-        grid = np.array([[float(part[y, x]) for part in blocks] for y in range(ny // box) for x in range(nx // box)])
+        across, boxes = nx // box, (ny // box) * (nx // box)
+        some = [divmod(index, across) for index in range(0, boxes, -(-boxes // MOST_COMPARED))]
+        grid = np.array([[float(part[y, x]) for part in blocks] for y, x in some])
         reference = moments(grid)
     reference = reference[np.isfinite(reference).all(axis=1)]
     if not len(reference):
@@ -276,21 +285,22 @@ def outlier_test(pixels: Array, box_size_px: int) -> Accept:
     scale = 1.4826 * np.median(np.abs(reference - centre), axis=0) + 1e-9 * (1 + np.abs(centre + np.array([origin, 0])))
 
     def accept(points: FloatArray) -> BoolArray:
+        corners = (points.astype(np.int64) - box // 2).tolist()
         with np.errstate(over="ignore", invalid="ignore"):
-            z = np.abs(measure(points.astype(np.int64) - box // 2) - centre) / scale
+            z = np.abs(moments(np.array([box_sums(x, y) for x, y in corners])) - centre) / scale
         return np.asarray((z < OUTLIER_Z).all(axis=1))
 
     return accept
 
 
-def _column_sums(pixels: Array, edges: IntArray, origin: float) -> tuple[Array, Array]:
-    """Sums of pixel - origin, and of its square, down each column between the edges: two of shape (bands, nx).
+def _column_sums(pixels: Array, rows: Sequence[int], origin: float) -> tuple[Array, Array]:
+    """Sums of pixel - origin, and of its square, down each column between the rows: two of shape (bands, nx).
 
     Within a band of few rows in the pixels' own precision, float64 from there on.
     """
     xp = array_namespace(pixels)
     total, squares = [], []
-    for y, end in pairwise(edges.tolist()):
+    for y, end in pairwise(rows):
         band = pixels[y:end, :] - origin
         total.append(xp.astype(xp.sum(band, axis=0, dtype=band.dtype), xp.float64))
         squares.append(xp.astype(xp.sum(band * band, axis=0, dtype=band.dtype), xp.float64))
