@@ -112,7 +112,7 @@ HARD: dict[str, dict[str, Any]] = {
         "shape_px": _8K, "particles": 0, "box_px": 32, "number": 300, "mask": 1e-5, "outliers": True, "spacing_px": 0.0,
     },
 }  # fmt: skip
-"""The slowest that a search over all parameters found, and what users may meet."""
+"""Hard cases, and some that users may meet."""
 
 
 def main() -> None:
