@@ -178,7 +178,7 @@ class Watcher:
     known
         Whether a file with this identity was yielded before; asked of the ledger, so nothing is kept in memory here.
     missing
-        What a file still lacks by its format's own rules; see `streamprep.formats.missing`.
+        What a file still lacks by its format's own rules; see `streamprep.formats.missing_part`.
     settle_seconds
         A file is stable when its identity has not changed for this long by our own monotonic clock. Copy tools set old
         modification times, so those say nothing.

@@ -352,7 +352,7 @@ def pick_noise_coordinates(
         free_of = ["of particles", *["of the mask"] * (blocked is not None), *["of outliers"] * params.reject_outliers]
         ctx.warn(
             f"{micrograph.name}: {len(picks)} of {wanted} noise boxes found; the area that is free "
-            f"{' and '.join(free_of)} holds no more"
+            f"{' and '.join(free_of)} holds {'hardly any' if params.reject_outliers else 'no'} more"
         )
     if len(particles):
         nearest = cKDTree(particles).query(picks)[0] if len(picks) else np.empty(0)

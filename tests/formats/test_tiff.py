@@ -82,7 +82,7 @@ def made(
 
 def said_of(path: Path) -> str | None:
     raw = path.read_bytes()
-    return formats.missing(path, len(raw), raw[: formats.HEAD_BYTES])
+    return formats.missing_part(path, len(raw), raw[: formats.HEAD_BYTES])
 
 
 def verdict(path: Path) -> str:
