@@ -293,6 +293,12 @@ class Watcher:
         found = [key for key, candidate in self._candidates.items() if candidate.incomplete is not None]
         return [arrival for key in found if (arrival := self._finish(key, self._candidates[key].incomplete))]
 
+    def present(self) -> Iterator[tuple[Source, str]]:
+        """Every file that is there now, settled or not: its source and its path below the source's root."""
+        for number, relative in self._walk_all():
+            if not self._is_anothers(number, relative):
+                yield self.sources[number], relative
+
     def rescan(self) -> None:
         """Scan at the next poll, or after the scan that is under way."""
         self._scan_wanted = True
@@ -395,8 +401,7 @@ class Watcher:
         if is_temporary(relative):
             return
         source = self.sources[number]
-        first = next((other for other in self.sources[:number] if _claims(other, source.root / relative)), None)
-        if first is not None:
+        if self._is_anothers(number, relative):
             return
         key = (number, relative)
         identity = self._identity(source.root / relative)
@@ -409,6 +414,10 @@ class Watcher:
                 self._candidates[key] = _Candidate(identity, now)
         elif candidate.identity != identity:
             self._candidates[key] = _Candidate(identity, now)
+
+    def _is_anothers(self, number: int, relative: str) -> bool:
+        path = self.sources[number].root / relative
+        return any(_claims(other, path) for other in self.sources[:number])
 
     def _identity(self, path: Path) -> Identity | None:
         """Identity of the regular file at a path; None where there is none, or something else."""
