@@ -230,10 +230,11 @@ def init(
 def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
     """Check the configuration, the folders, the disk, the GPU, and which way y runs, without processing anything.
 
-    Where coordinates and their micrographs are there already, it measures on up to 8 micrographs per watched folder
-    whether they stand out from the background more at the coordinates as they are, or with y turned over. Coordinates
-    that certainly fit the other way are a warning, and the exit code stays 0; it is 1 where the disk is too full, and
-    2 for a wrong configuration.
+    Where coordinates and their micrographs are there already, up to 8 micrographs of
+    each watched folder show whether they stand out from the background more at the
+    coordinates as they are, or with y turned over. That they certainly fit the other
+    way is a warning, with what to set, and leaves the exit code at 0; it is 1 where
+    the disk is too full, and 2 for a wrong configuration.
 
     Example: [bold]streamprep check streamprep.toml --set 'matching.flip_y=["Coordinates"]'[/bold]
     """

@@ -54,6 +54,11 @@ class Source:
     flip_y: bool = False
     """Whether its coordinates count y from the last row of the image."""
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether its pattern can fit more than one file."""
+        return self.pattern is not None and any(mark in self.pattern for mark in "*?[")
+
     def wants(self, relative: str) -> bool:
         """Whether a path below the root is one of this source's files."""
         if self.pattern is None:

@@ -84,7 +84,7 @@ def test_each_folder_is_told_by_itself_and_the_setting_names_them_all(session: S
 
 
 def test_nothing_is_said_where_there_are_no_coordinates_yet(empty_session: Session) -> None:
-    assert "Coordinates:" not in check(empty_session).output
+    assert "coordinates    " not in check(empty_session).output
 
 
 def test_what_cannot_be_told_says_why(session: Session) -> None:
