@@ -152,7 +152,8 @@ class _Look:
         named = [relative for _, relative in files if Path(relative).suffix.lower() in formats.TABLE_ENDINGS]
         others = [relative for _, relative in files if Path(relative).suffix.lower() not in formats.TABLE_ENDINGS]
         read = 0
-        for relative in (*spread(named), *spread(others)[:MOST_OTHERS]):
+        named = sorted(spread(named), key=lambda relative: len(self._files[match_key(relative, self._suffixes)]) < 2)
+        for relative in (*named, *spread(others)[:MOST_OTHERS]):  # first those of which a namesake is there
             path = source.root / relative
             if read == MOST_TABLES:
                 return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import fftconvolve
+from scipy import fft
 
 from streamprep.em.geometry import flip_y
 from streamprep.model import FloatArray
@@ -93,8 +93,7 @@ def contrast_map(pixels: npt.NDArray[np.generic], box_size_px: int) -> tuple[Flo
     binned = _binned(pixels, factor)
     binned -= binned.mean()
     kernel = _disc_minus_ring(box_size_px / factor)
-    half = kernel.shape[0] // 2
-    contrast = fftconvolve(np.pad(binned, half, mode="symmetric"), kernel, mode="valid")
+    contrast = _convolved(binned, kernel)
     low, high = _usual_range(contrast)
     np.clip(contrast, low, high, out=contrast)
     contrast -= contrast.mean()
@@ -183,6 +182,15 @@ def _binned(pixels: npt.NDArray[np.generic], factor: int) -> npt.NDArray[np.floa
         made[first:last] = lines.reshape(last - first, columns, factor).sum(axis=2)
     made /= factor * factor
     return made
+
+
+def _convolved(image: npt.NDArray[np.float32], kernel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """An image convolved with a square kernel of odd side; beyond its borders it goes on as in a mirror."""
+    side = len(kernel)
+    padded = np.pad(image, side // 2, mode="symmetric")
+    shape = [fft.next_fast_len(length, real=True) for length in padded.shape]
+    made = fft.irfft2(fft.rfft2(padded, shape) * fft.rfft2(kernel, shape), shape)
+    return np.asarray(made[side - 1 : padded.shape[0], side - 1 : padded.shape[1]])  # what did not wrap around
 
 
 def _disc_minus_ring(box_px: float) -> npt.NDArray[np.float32]:
