@@ -287,14 +287,19 @@ class Engine:
 
     def _take_one(self, arrival: Arrival) -> None:
         kind, problem = arrival.source.kind, arrival.problem
-        if kind is None:
+        one_of_many = kind == "ctf" and arrival.source.is_pattern  # programs write logs and spectra beside them
+        if problem is None and (kind is None or one_of_many):
             try:
-                kind = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head) if not problem else None
+                told = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head)
+                if kind is None:
+                    kind = told
+                elif told not in ("coordinates", "ctf"):
+                    kind = "other"
             except InputError as error:
                 problem = error.reason
             except Exception as error:
                 problem = f"a plugin failed in classify_path: {type(error).__name__}: {error}"
-        if problem is None and kind is None:
+        if problem is None and kind in (None, "other"):
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
             return
         if kind is None:

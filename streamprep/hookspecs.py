@@ -121,7 +121,7 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
     """Say what a settled, complete file is.
 
     When: once per arrival, before it enters the ledger. Receives: the path, and the first 4096 bytes. Returns: the
-    kind, or None to let the next implementation decide; a file that nobody knows is left alone and counted.
+    kind, or None to let the next implementation decide; what is ``other``, or nobody knows, is left alone and counted.
     Raises: InputError for a file that is certainly broken.
 
     Example: ``return "map" if path.suffix == ".ccp4" else None``

@@ -15,11 +15,17 @@ DEFAULT_SUFFIXES = (
     "_pick",
     "_picks",
     "_coords",
+    "_extract",
     "_DW",
+    "_noDW",
+    "_PS",
     "_ctf",
     "_mask",
 )
 """Endings that programs add to a micrograph's name when they write a file that belongs to it."""
+
+PICTURE_ENDINGS = ("_PS", "_ctf", "_ctffind", "_ctffind4", "_ctffind5", "_diag", "_diagnostic", "_mask")
+"""Endings of images that programs make of a micrograph and that are none: power spectra, fits of the CTF, masks."""
 
 _IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
 _FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}\Z")
@@ -92,6 +98,17 @@ def item_name(label: str, relative: str) -> str:
     path = PurePosixPath(relative)
     folders = [_folder_part(part) for part in path.parent.parts if part not in (".", "/")]
     return "/".join([label, *folders, safe_part(_stem(path.name))])  # a backslash is part of the name here
+
+
+def is_picture(name: str) -> bool:
+    """Whether an image is, by its name, one that a program made of a micrograph to look at, or its mask.
+
+    Examples
+    --------
+    >>> is_picture("mic_0001_PS.mrc"), is_picture("mic_0001_DW.mrc")
+    (True, False)
+    """
+    return stem_of(name).endswith(PICTURE_ENDINGS)
 
 
 def stems(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, tiff, topaz, xmipp
 from streamprep.hookspecs import hookimpl
 from streamprep.model import Entry, Image, InputError, Item, Kind
+from streamprep.naming import is_picture
 
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
@@ -79,7 +80,16 @@ def image_ending(path: Path) -> str:
 
 @hookimpl(trylast=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
-    """Tell micrographs, stacks and maps by their headers, tables by what they begin with."""
+    """Tell micrographs, stacks and maps by their headers, tables by what they begin with.
+
+    A power spectrum beside its micrograph would wait for coordinates for ever, or be given those of a micrograph that
+    is not there yet: what is called like one is ``other``.
+    """
+    kind = _kind_of(path, head)
+    return "other" if kind == "micrograph" and is_picture(path.name) else kind
+
+
+def _kind_of(path: Path, head: bytes) -> Kind | None:
     ending = image_ending(path)
     if ending in IMAGE_ENDINGS:
         header = mrc.parse_header(path, mrc.plain_head(path, head))
