@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
-from streamprep.formats.star import Loop, digest_of, read_loops
+from streamprep.formats._values import digest_of, groups
+from streamprep.formats.star import Loop, read_loops
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, InputError, Kind
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
@@ -37,6 +38,8 @@ _CTF_FURTHER = {
     "ctfPhaseShift": "phase_shift_deg",
     "ctfVPPphaseshift": "phase_shift_deg",
 }
+_NUMBERED = re.compile(r"^[^@/]*@")
+"""What stands before the file in ``N@file``; a file may have an @ in its name further on."""
 _RENAMED = {"cost": FIGURE_OF_MERIT}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
 
@@ -45,7 +48,7 @@ def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by cont
     """``coordinates`` or ``ctf`` for an Xmipp metadata file whose first columns say so; None for anything else."""
     if not _FIRST_LINE.match(head):
         return None
-    names = set(re.findall(rb"^\s*_(\w+)", head, re.MULTILINE))
+    names = set(re.findall(rb"^[ \t]*_(\w+)", head, re.MULTILINE))
     if names & {b"xcoor", b"ycoor"}:
         return "coordinates"
     return "ctf" if b"ctfDefocusU" in names else None
@@ -71,7 +74,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
     loops = read_loops(path)
     picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
-    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked]
+    fitted = [loop for loop in loops if "ctfDefocusU" in loop and not ("xcoor" in loop or "ycoor" in loop)]
     if not picked and not fitted:
         names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
         raise InputError(
@@ -90,7 +93,7 @@ def _micrographs(loop: Loop) -> list[str | None]:
     column = "micrograph" if "micrograph" in loop else "image"
     if column not in loop:
         return [None] * loop.rows
-    names = [value.rpartition("@")[2] if column == "image" else value for value in loop.columns[column]]
+    names = [_NUMBERED.sub("", value) if column == "image" else value for value in loop.columns[column]]
     if "" in names:
         raise InputError(loop.path, f"row {names.index('') + 1} of data_{loop.block}: _{column} names no file")
     return list(names)
@@ -116,17 +119,11 @@ def _coordinates(loops: list[Loop]) -> list[Entry]:
             columns[name] += given.get(name, ["0" if name == FIGURE_OF_MERIT else "None"] * loop.rows)
     points, used = np.concatenate(xy), np.concatenate(enabled)
     values = {name: np.array(column, dtype=object) for name, column in columns.items()}
-    rows: dict[str | None, list[int]] = {} if micrographs else {None: []}
-    for row, micrograph in enumerate(micrographs):
-        rows.setdefault(micrograph, [])
-        if used[row]:
-            rows[micrograph].append(row)
     entries = []
-    for micrograph, indices in rows.items() if loops else ():
-        index = np.array(indices, dtype=np.int64)
+    for micrograph, rows in (groups(micrographs) or [(None, np.empty(0, np.int64))]) if loops else ():
+        index = rows[used[rows]]
         own = {name: column[index] for name, column in values.items()}
-        digest = digest_of(points[index].tolist(), [(name, own[name].tolist()) for name in sorted(own)])
-        entries.append(Entry(micrograph, digest, Coordinates(points[index], columns=own)))
+        entries.append(Entry(micrograph, digest_of(points[index], own), Coordinates(points[index], columns=own)))
     return entries
 
 
