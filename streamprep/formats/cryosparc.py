@@ -37,7 +37,7 @@ MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 16
 MAX_SIDE = 1 << 17
 _MAGIC = b"\x93NUMPY"
-_COMPRESSED_MAGIC = b"\x94CSDAT"
+_COMPRESSED_MAGIC = (b"\x94CSDAT", b"\x95CSDAT")
 _SCORE = "pick_stats/ncc_score"
 _LOCATION = (
     "location/micrograph_path",

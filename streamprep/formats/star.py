@@ -25,7 +25,7 @@ _UNHELD = re.compile(r"(?!\t)[\x00-\x1f\x7f-\x9f\u2028\u2029]|(?![ \t])\s")
 """What stays on no line, or is no text."""
 _CLOSING = {quote: re.compile(rf"{quote}(?=[ \t#])") for quote in "'\""}
 """A quote that would end the value: what follows is a blank, or taken for a comment."""
-_QUOTED = ("'", '"', ";", ".", "?")
+_QUOTED = frozenset("'\";.?")
 """What a value may begin with that does not stand for itself."""
 _COLUMN = re.compile(rb"^[ \t]*_rln(?:Coordinate|Defocus)", re.MULTILINE)
 

@@ -19,6 +19,7 @@ from streamprep.formats import _plain
 from streamprep.formats._values import groups, shown
 from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
+MAX_COLUMNS = 1024
 _NEEDED = ("image_name", "x_coord", "y_coord")
 
 
@@ -47,6 +48,8 @@ def read_entries(path: Path) -> list[Entry]:
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise InputError(path, f"line 1: no column {missing[0]}; a table of Topaz begins with {', '.join(_NEEDED)}")
+    if len(header) > MAX_COLUMNS:
+        raise InputError(path, f"line 1: it names {len(header)} columns; the most that is read is {MAX_COLUMNS}")
     if len(set(header)) != len(header):
         raise InputError(path, f"line 1: two columns have one name: {shown(first)}")
     if "z_coord" in header:
