@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash clean
+.PHONY: help demo test quick lint crash fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,14 @@ lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 
 crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
 	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
+
+FUZZ_SECONDS ?= 300
+fuzz: .venv/.installed-dev ## Fuzz the readers of files, all targets together for FUZZ_SECONDS (needs atheris: Linux on x86_64)
+	@targets="$$($(BIN)/python -m tests.fuzz)" && each=$$(( $(FUZZ_SECONDS) / $$(echo $$targets | wc -w) + 1 )) && \
+	for target in $$targets; do \
+	  echo "$$target: $$each s"; \
+	  $(BIN)/python -m tests.fuzz $$target -max_total_time=$$each -timeout=20 -verbosity=0 || exit 1; \
+	done
 
 clean: ## Remove what the other targets made
 	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from streamprep.model import Ctf, InputError
+import numpy as np
+
+from streamprep.model import Ctf, FloatArray, InputError
 
 _MAX_DEFOCUS_ANGSTROM = 1e7
 _RANGES = {
@@ -41,3 +44,20 @@ def checked_ctf(path: Path, where: str, **values: float) -> Ctf:
         if not low <= value <= high:
             raise InputError(path, f"{where}: {name} is {value:g}; it must be from {low:g} to {high:g}")
     return Ctf(**values)
+
+
+def checked_ctfs(path: Path, where: str, fields: Mapping[str, FloatArray]) -> list[Ctf]:
+    """The `Ctf` of each row of columns of finite numbers, by the names of its fields.
+
+    Raises
+    ------
+    InputError
+        As `checked_ctf`, of the first row that is wrong; ``where`` says of which table.
+    """
+    for name, values in fields.items():
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
+        wrong = np.flatnonzero(~((values >= low) & (values <= high)))
+        if len(wrong):
+            checked_ctf(path, f"row {wrong[0] + 1} {where}", **{name: float(values[wrong[0]])})
+    names = list(fields)
+    return [Ctf(**dict(zip(names, row, strict=True))) for row in np.stack(list(fields.values()), axis=1).tolist()]

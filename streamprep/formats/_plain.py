@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
+from array import array
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -12,43 +11,38 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from streamprep.formats import star
+from streamprep.formats._values import digest_of, is_number, shown, text_bytes
 from streamprep.model import Coordinates, Entry, FloatArray, InputError
 from streamprep.naming import stem_of
 
 MAX_SIDE_PX = 1 << 20
 """No box is larger: detectors have thousands of pixels along an axis."""
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_LINE = re.compile(r"[^\n]+")
 
 
 def read_text(path: Path, max_bytes: int | None = None) -> str:
     """The whole file as UTF-8 text, with plain line ends; InputError where it is no text, or too large."""
-    size, most = path.stat().st_size, min(max_bytes or star.MAX_BYTES, star.MAX_BYTES)
-    if size > most:
-        raise InputError(path, f"the table has {size} bytes; the most that is read is {most}")
+    data = text_bytes(path, max_bytes)
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode()
     except UnicodeDecodeError as error:
         raise InputError(path, f"not a text file: byte {error.start + 1} is not UTF-8") from error
 
 
 def rows(text: str, first: int = 1, comment: str | None = None) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Lines that hold something, and the number in the file of each; ``first`` is that of the first line to look at."""
-    lines = text.split("\n")[first - 1 :]
-    kept = np.fromiter((bool(line) and line[0] != comment and not line.isspace() for line in lines), bool, len(lines))
-    return list(itertools.compress(lines, kept)), np.flatnonzero(kept) + first
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value[:60] if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def is_number(value: str) -> bool:
-    """Whether text is a finite number in plain digits."""
-    return bool(_NUMBER.fullmatch(value)) and math.isfinite(float(value))
+    lines: list[str] = []
+    numbers, number, end = array("q"), 1, 0
+    for found in _LINE.finditer(text):
+        number += text.count("\n", end, found.start())
+        end, line = found.end(), found[0]
+        if number >= first and line[0] != comment and not line.isspace():
+            lines.append(line)
+            numbers.append(number)
+    return lines, np.array(numbers, dtype=np.int64)
 
 
 def numbers(
@@ -145,5 +139,4 @@ def entry(
 ) -> Entry:
     """Coordinates of one micrograph, with the digest of their values."""
     data = Coordinates(xy_px=xy_px, box_size_px=box_size_px, columns=columns)
-    parts = [(name, columns[name].tolist()) for name in sorted(columns)]
-    return Entry(micrograph, star.digest_of(xy_px.tolist(), parts, box_size_px), data)
+    return Entry(micrograph, digest_of(xy_px, columns, box_size_px), data)

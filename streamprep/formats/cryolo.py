@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain, star
+from streamprep.formats._values import MAX_SINGLE_BYTES
 from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
 _BLOCK = "cryolo"
@@ -47,7 +48,7 @@ def read_entries(path: Path) -> list[Entry]:
     """
     if path.stat().st_size == 0:
         return [_plain.entry(None, np.empty((0, 2)), {})]
-    loops = [loop for loop in star.read_loops(path) if loop.block == _BLOCK]
+    loops = [loop for loop in star.read_loops(path, MAX_SINGLE_BYTES) if loop.block == _BLOCK]
     if len(loops) != 1:
         raise InputError(path, f"it has {len(loops)} tables in data_{_BLOCK}; a .cbox file has one")
     loop = loops[0]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,14 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
-from streamprep.formats.star import digest_of
+from streamprep.formats._values import digest_of, groups
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, IncompleteError, InputError, Kind
 
 MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 16
 MAX_SIDE = 1 << 17
 _MAGIC = b"\x93NUMPY"
-_COMPRESSED_MAGIC = b"\x94CSDAT"
+_COMPRESSED_MAGIC = (b"\x94CSDAT", b"\x95CSDAT")
 _SCORE = "pick_stats/ncc_score"
 _LOCATION = (
     "location/micrograph_path",
@@ -175,8 +176,7 @@ def read_entries(path: Path) -> list[Entry]:
     entries = []
     for name, rows in _groups(micrographs):
         own = {column: values[rows] for column, values in further.items()}
-        digest = digest_of(xy_px[rows].tolist(), [(column, own[column].tolist()) for column in sorted(own)])
-        entries.append(Entry(name, digest, Coordinates(xy_px[rows], columns=own)))
+        entries.append(Entry(name, digest_of(xy_px[rows], own), Coordinates(xy_px[rows], columns=own)))
         if ctf and all((values[rows] == values[rows[0]]).all() for values in ctf.values()):
             shared = {field: float(values[rows[0]]) for field, values in ctf.items()}
             fitted = checked_ctf(path, f"row {rows[0] + 1}", **shared)
@@ -261,12 +261,9 @@ def _micrographs(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _groups(micrographs: npt.NDArray[Any]) -> list[tuple[str, npt.NDArray[np.int64]]]:
     """Rows of each micrograph, in order of first appearance."""
-    rows: dict[Any, list[int]] = {}
-    for row, value in enumerate(micrographs.tolist()):
-        rows.setdefault(value, []).append(row)
     return [
-        (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name, np.array(indices))
-        for name, indices in rows.items()
+        (name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name, rows)
+        for name, rows in groups(map(operator.methodcaller("item"), micrographs))
     ]
 
 

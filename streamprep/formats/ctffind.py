@@ -23,10 +23,11 @@ import re
 from pathlib import Path
 
 from streamprep.formats._ctf import checked_ctf
-from streamprep.formats.star import digest_of
+from streamprep.formats._values import digest_of, is_number, shown, text_bytes
 from streamprep.model import Entry, InputError, Kind
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 1 << 20
+"""A result for one micrograph has some two thousand."""
 MIN_COLUMNS = 6
 _COLUMN_NAMES = (
     "micrograph number",
@@ -43,7 +44,7 @@ _CONSTANTS = {
 }
 _PROGRAM = re.compile(r"#\s*Output from CTFFind", re.IGNORECASE)
 _COLUMNS = re.compile(r"^#\s*Columns:\s*#1 - micrograph number", re.MULTILINE)
-_INPUT = re.compile(r"^#\s*Input file:[ \t]*(\S.*?)[ \t]*;[ \t]*Number of micrographs:[ \t]*\d+[ \t]*$", re.MULTILINE)
+_INPUT = re.compile(r"^#[ \t]*Input file:(.*);[ \t]*Number of micrographs:[ \t]*\d+[ \t]*$", re.MULTILINE)
 
 
 def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by content alone
@@ -60,10 +61,7 @@ def read_entries(path: Path) -> list[Entry]:
     InputError
         It is no CTFFIND result, a header field is missing, or it has not exactly one row of numbers.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(path, f"the table has {size} bytes; the most that is read is {MAX_BYTES}")
-    text = path.read_bytes().decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    text = text_bytes(path, MAX_BYTES).decode("utf-8", "surrogateescape").replace("\r\n", "\n")
     if not _PROGRAM.match(text):
         raise InputError(path, "not a CTFFIND result: its first line must be '# Output from CTFFind version ...'")
     _check_columns(path, text)
@@ -88,9 +86,9 @@ def read_entries(path: Path) -> list[Entry]:
         **{field: _constant(path, header, *said) for field, said in _CONSTANTS.items()},
     )
     named = _INPUT.search(text)
-    if named is None:
+    if named is None or not named[1].strip():
         raise InputError(path, "its header has no line '# Input file: <name> ; Number of micrographs: <number>'")
-    return [Entry(named[1], digest_of(ctf), ctf)]
+    return [Entry(named[1].strip(), digest_of(ctf), ctf)]
 
 
 def _check_columns(path: Path, text: str) -> None:
@@ -101,20 +99,23 @@ def _check_columns(path: Path, text: str) -> None:
     for index, name in enumerate(_COLUMN_NAMES):
         if index >= len(said) or not said[index].startswith(name):
             got = said[index].strip(" ;") if index < len(said) else "missing"
-            raise InputError(path, f"its header says column {index + 1} is {got!r}; it must be {name!r}")
+            raise InputError(path, f"its header says column {index + 1} is {shown(got)}; it must be {name!r}")
     for index, unit in ((1, "[Angstroms]"), (4, "[radians]")):
         if unit not in said[index]:
-            raise InputError(path, f"its header says column {index + 1} is {said[index].strip(' ;')!r}, not in {unit}")
+            raise InputError(
+                path, f"its header says column {index + 1} is {shown(said[index].strip(' ;'))}, not in {unit}"
+            )
 
 
 def _constant(path: Path, header: list[str], name: str, unit: str) -> float:
     for line in header:
-        found = re.search(rf"[#;]\s*{name}:\s*([^;]*?)\s*{unit}\s*(?:;|$)", line)
-        if found is not None:
-            try:
-                return float(found[1])
-            except ValueError:
-                raise InputError(path, f"{name} in its header is {found[1]!r}, not a number") from None
+        for part in line.removeprefix("#").split(";"):
+            said, _, value = part.partition(":")
+            if said.strip() == name and value.rstrip().endswith(unit):
+                value = value.strip().removesuffix(unit).rstrip()
+                if not is_number(value):
+                    raise InputError(path, f"{name} in its header is {shown(value)}, not a finite number")
+                return float(value)
     raise InputError(path, f"its header does not say the {name}{' in ' + unit if unit else ''}")
 
 
@@ -125,10 +126,7 @@ def _numbers(path: Path, line: int, row: str) -> tuple[float, float, float, floa
         raise InputError(path, f"line {line} has {len(words)} columns; it must have {MIN_COLUMNS} or more")
     values = []
     for name, word in zip(_COLUMN_NAMES[1:5], words[1:5], strict=True):
-        try:
-            values.append(float(word))
-        except ValueError:
-            raise InputError(path, f"line {line}: {name} is {word!r}, not a number") from None
-        if not math.isfinite(values[-1]):
-            raise InputError(path, f"line {line}: {name} is {word!r}, not a finite number")
+        if not is_number(word):
+            raise InputError(path, f"line {line}: {name} is {shown(word)}, not a finite number")
+        values.append(float(word))
     return values[0], values[1], values[2], values[3]

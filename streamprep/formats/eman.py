@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain
+from streamprep.formats._values import MAX_SINGLE_BYTES, is_number, shown
 from streamprep.model import FIGURE_OF_MERIT, Entry, FloatArray, InputError, Kind
 
-MAX_INFO_BYTES = 64 << 20
-"""Parsed JSON takes many times the space of its text; info files have kilobytes."""
+MAX_INFO_BYTES = 8 << 20
+"""Parsed JSON takes up to 25 times the space of its text; info files have kilobytes."""
 
 _BOX_COLUMNS = ("x", "y", "width", "height", "the score")
 _BOXES = re.compile(rb'"boxes"\s*:\s*\[\s*[\[\]]')
@@ -40,17 +41,15 @@ def recognise(path: Path, head: bytes) -> Kind | None:
     """
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     ending = path.suffix.lower()
-    if ending != ".box":
+    if text.startswith(b"{"):
         cut = len(head) >= 4096 and path.stem.endswith(_INFO) and ending == ".json"  # boxes may come later
-        return "coordinates" if text.startswith(b"{") and (cut or _BOXES.search(text)) else None
+        return "coordinates" if cut or _BOXES.search(text) else None
+    if ending != ".box":
+        return None
     values = next((line.split() for line in text.splitlines() if line.strip() and line[:1] != b"#"), None)
     if values is None:
         return "coordinates"
-    try:
-        float(values[0])
-    except ValueError:
-        return None
-    return "coordinates"
+    return "coordinates" if is_number(values[0].decode("latin-1")) else None
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -66,9 +65,13 @@ def read_entries(path: Path) -> list[Entry]:
     InputError
         Names the line or box, and what is wrong in it.
     """
-    if path.suffix.lower() == ".box":
-        return _box(path, _plain.read_text(path))
-    return _info(path, _plain.read_text(path, MAX_INFO_BYTES))
+    text = _plain.read_text(path, MAX_SINGLE_BYTES)
+    if path.suffix.lower() == ".box" and not text.lstrip().startswith("{"):
+        return _box(path, text)
+    size = path.stat().st_size
+    if size > MAX_INFO_BYTES:
+        raise InputError(path, f"the file has {size} bytes; the most that is read is {MAX_INFO_BYTES}")
+    return _info(path, text)
 
 
 def _box(path: Path, text: str) -> list[Entry]:
@@ -80,8 +83,7 @@ def _box(path: Path, text: str) -> list[Entry]:
         allowed = "4 or 5 (x, y, width, height, score)" if bad == 0 else f"{width} as in the lines before it"
         raise InputError(
             path,
-            f"line {line_numbers[bad]}: {widths[bad]} columns, where a box has {allowed}: "
-            f"{_plain.shown(lines[bad].strip())}",
+            f"line {line_numbers[bad]}: {widths[bad]} columns, where a box has {allowed}: {shown(lines[bad].strip())}",
         )
     table = _plain.numbers(path, lines, line_numbers, list(enumerate(_BOX_COLUMNS[:width])))
     sizes = table[:, 2:4]
@@ -158,4 +160,4 @@ def _kind(value: Any) -> str:
         return "an object"
     if type(value) is int and value.bit_length() > 1024:
         return "a number of too many digits"
-    return _plain.shown(value)
+    return shown(value)

@@ -29,6 +29,9 @@ PACKED = 101
 CRYSTAL_GROUPS = range(1, 231)
 """Space groups of single volumes; 0 is images, 401 and above are stacks of volumes."""
 LABELS = 10
+MAX_UNPACKED_BYTES = 1 << 30
+MAX_RATIO = 1032
+"""A stream of gzip cannot become larger than this many times itself; one of bzip2 can, and may up to the size above."""
 _MAX_SIDE = 1 << 17
 _BIG_ENDIAN_STAMP = 0x11
 
@@ -224,14 +227,21 @@ def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: in
             if data.size != count:
                 raise InputError(path, "it became shorter while it was read")
             return data
+        size = path.stat().st_size
+        if header.file_bytes > max(MAX_UNPACKED_BYTES, MAX_RATIO * size):
+            raise InputError(
+                path, f"its header says {header.file_bytes} bytes, compressed to {size}: no image becomes that small"
+            )
         data = np.empty(count, stored)
         view, filled = memoryview(data.view(np.uint8).data), 0
         try:
-            stream.read(offset)
+            stream.seek(offset)
             while filled < len(view) and (got := stream.readinto(view[filled:])):
                 filled += got
             further = stream.read(1)  # to its end: there the checksum is compared
         except (EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the file, not of what is in it
             raise InputError(path, f"its compressed stream is cut or damaged: {error}") from error
     if filled < len(view) or further:
         relation = "truncated" if filled < len(view) else "longer than its header says"

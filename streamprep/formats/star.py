@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,31 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
+from streamprep.formats._ctf import checked_ctfs
+from streamprep.formats._values import as_numbers, digest_of, groups, shown, text_bytes
 from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind, ParticleRows
 
-MAX_BYTES = 4 << 30
+MAX_TABLES = 4096
+MAX_COLUMNS = 4096
+"""Of a block, and more than any program writes; gemmi's tables have their price each."""
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
-_COLUMN = re.compile(rb"^\s*_rln(?:Coordinate|Defocus|ImageName)", re.MULTILINE)
+_UNHELD = re.compile(r"(?!\t)[\x00-\x1f\x7f-\x9f\u2028\u2029]|(?![ \t])\s")
+"""What stays on no line, or is no text."""
+_CLOSING = {quote: re.compile(rf"{quote}(?=[ \t#])") for quote in "'\""}
+"""A quote that would end the value: what follows is a blank, or taken for a comment."""
+_QUOTED = frozenset("'\";.?")
+"""What a value may begin with that does not stand for itself."""
+_COLUMN = re.compile(rb"^[ \t]*_rln(?:Coordinate|Defocus|ImageName)", re.MULTILINE)
 
+_CTF_FIELDS = {
+    "rlnDefocusU": "defocus_u_angstrom",
+    "rlnDefocusV": "defocus_v_angstrom",
+    "rlnDefocusAngle": "defocus_angle_deg",
+}
+CTF_COLUMNS = tuple(_CTF_FIELDS)
 PHASE_FLIPPED = "rlnCtfDataArePhaseFlipped"
-CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
     "rlnVoltage": "voltage_kv",
     "rlnSphericalAberration": "spherical_aberration_mm",
@@ -52,27 +68,17 @@ class Loop:
     def floats(self, name: str) -> FloatArray:
         """A column as finite numbers; InputError names the first row that is none."""
         values = self.text(name)
-        try:
-            numbers = np.array(values, dtype=np.float64)
-        except ValueError:
-            numbers = np.array([_number(value) for value in values])
+        numbers = as_numbers(values)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
             raise InputError(
                 self.path,
-                f"row {bad[0] + 1} of data_{self.block}: _{name} is {values[bad[0]]!r}, not a number",
+                f"row {bad[0] + 1} of data_{self.block}: _{name} is {shown(values[bad[0]])}, not a number",
             )
         return numbers
 
 
-def _number(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        return float("nan")
-
-
-def read_loops(path: Path) -> list[Loop]:
+def read_loops(path: Path, max_bytes: int | None = None) -> list[Loop]:
     """Every table of a STAR file, in order.
 
     Single ``_name value`` pairs of a block make a table with one row, as RELION reads them.
@@ -80,37 +86,57 @@ def read_loops(path: Path) -> list[Loop]:
     Raises
     ------
     InputError
-        The file is empty, too large, or not a STAR file.
+        The file is empty, too large (``max_bytes``, where it is given), has too many tables, or is not a STAR file.
     """
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0:
         raise InputError(path, "the file is empty; a STAR file needs at least a data_ line and a loop_")
-    if size > MAX_BYTES:
-        raise InputError(path, f"the table has {size} bytes; the most that is read is {MAX_BYTES}")
     try:
-        document = gemmi.cif.read_string(path.read_bytes())  # not by name: a name need not be UTF-8
+        # Not by name, which need not be UTF-8; names of columns are compared here, gemmi takes minutes for a million.
+        document = gemmi.cif.read_string(text_bytes(path, max_bytes), 0)
     except (ValueError, RuntimeError, UnicodeError) as error:
         said = re.sub(r"^(?:data|string):(\d+)[^ ]*: *", r"line \1: ", str(error)) or type(error).__name__
-        raise InputError(path, f"not a readable STAR file: {said}") from error
-    loops = []
+        raise InputError(path, f"not a readable STAR file: {said[:200]}") from error
+    loops: list[Loop] = []
+    names: set[str] = set()
+    if len(document) > MAX_TABLES:
+        raise InputError(path, f"it has {len(document)} data_ blocks; the most that is read is {MAX_TABLES}")
     try:
         for block in document:
-            pairs: dict[str, list[str]] = {}
-            for item in block:
-                if item.loop is not None:
-                    tags = [tag[1:] for tag in item.loop.tags]
-                    width, values = len(tags), [gemmi.cif.as_string(value) for value in item.loop.values]
-                    columns = {tag: values[index::width] for index, tag in enumerate(tags)}
-                    loops.append(Loop(path, block.name.strip(), columns, len(values) // width))
-                elif item.pair is not None:
-                    pairs[item.pair[0][1:]] = [gemmi.cif.as_string(item.pair[1])]
-            if pairs:
-                loops.append(Loop(path, block.name.strip(), pairs, 1))
+            name = block.name.strip()
+            if name.lower() in names:
+                raise InputError(path, f"not a readable STAR file: duplicate block data_{name[:60]}")
+            names.add(name.lower())
+            loops += itertools.islice(_block_loops(path, name, block), MAX_TABLES + 1 - len(loops))
+            if len(loops) > MAX_TABLES:
+                raise InputError(path, f"it has more than {MAX_TABLES} tables, the most that is read")
     except UnicodeError as error:
         raise InputError(path, f"not a readable STAR file: {error}") from error
     if not loops:
         raise InputError(path, "the file holds no table; a STAR file needs a loop_ with column names")
     return loops
+
+
+def _block_loops(path: Path, name: str, block: gemmi.cif.Block) -> Iterator[Loop]:
+    pairs: dict[str, list[str]] = {}
+    tags: list[str] = []
+    for item in block:
+        if len(tags) > MAX_COLUMNS:
+            raise InputError(path, f"data_{name[:60]} has more than {MAX_COLUMNS} columns, the most that is read")
+        if item.loop is not None:
+            own = [tag[1:] for tag in item.loop.tags]
+            values = [value if value[:1] not in _QUOTED else gemmi.cif.as_string(value) for value in item.loop.values]
+            columns = {tag: values[index :: len(own)] for index, tag in enumerate(own)}
+            tags += own
+            yield Loop(path, name, columns, len(values) // len(own))
+        elif item.pair is not None:
+            tags.append(item.pair[0][1:])
+            pairs[tags[-1]] = [gemmi.cif.as_string(item.pair[1])]
+    if len({tag.lower() for tag in tags}) != len(tags):
+        known: set[str] = set()
+        twice = next(tag for tag in tags if tag.lower() in known or known.add(tag.lower()))  # type: ignore[func-returns-value]
+        raise InputError(path, f"not a readable STAR file: duplicate tag _{twice[:60]} in data_{name[:60]}")
+    if pairs:
+        yield Loop(path, name, pairs, 1)
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -139,30 +165,13 @@ def read_entries(path: Path) -> list[Entry]:
             continue
         known = True
     if not known:
-        names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
+        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
         raise InputError(
             path,
             "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
             f"_rlnDefocusU) nor the images of stacks (_rlnImageName) are in it; its columns are {names}",
         )
     return entries
-
-
-def _groups(loop: Loop, name: str) -> Iterable[tuple[str | None, npt.NDArray[np.int64]]]:
-    """Rows of each micrograph, in order of first appearance; one group without a name where no column has it."""
-    if name not in loop:
-        yield None, np.arange(loop.rows)
-        return
-    rows: dict[str, list[int]] = {}
-    for index, value in enumerate(loop.columns[name]):
-        rows.setdefault(value, []).append(index)
-    for value, indices in rows.items():
-        yield value, np.array(indices)
-
-
-def digest_of(*parts: Any) -> str:
-    """A digest of values that changes when any of them does."""
-    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def _coordinates(loop: Loop) -> Iterable[Entry]:
@@ -172,11 +181,10 @@ def _coordinates(loop: Loop) -> Iterable[Entry]:
         for name, values in loop.columns.items()
         if name not in ("rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName", "rlnOpticsGroup")
     }
-    for micrograph, rows in _groups(loop, "rlnMicrographName"):
+    named = "rlnMicrographName" in loop
+    for micrograph, rows in groups(loop.columns["rlnMicrographName"]) if named else [(None, np.arange(loop.rows))]:
         columns = {name: values[rows] for name, values in further.items()}
-        data = Coordinates(xy_px=xy[rows], columns=columns)
-        digest = digest_of(xy[rows].tolist(), [(name, columns[name].tolist()) for name in sorted(columns)])
-        yield Entry(micrograph, digest, data)
+        yield Entry(micrograph, digest_of(xy[rows], columns), Coordinates(xy_px=xy[rows], columns=columns))
 
 
 def _ctfs(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
@@ -192,7 +200,7 @@ def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
     do not look at the others.
     """
     stacks, index = image_names(loop.path, loop.columns["rlnImageName"], "_rlnImageName")
-    groups = _optics_rows(loop, optics)
+    said = _optics_rows(loop, optics)
     ctfs = _loop_ctfs(loop, optics) if all(name in loop for name in CTF_COLUMNS) else None
     pixel_size = _pixel_sizes(loop, optics)
     flipped = _of_groups(loop, optics, PHASE_FLIPPED)
@@ -221,12 +229,13 @@ def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
                 None if pixel_size is None else pixel_size[rows],
                 None if flipped is None else flipped[rows] != 0,
                 {name: values[rows] for name, values in columns.items()},
-                tuple(groups[row] for row in rows.tolist()) if groups else (),
+                tuple(said[row] for row in rows.tolist()) if said else (),
             ),
         )
 
 
 _IMAGE_NAME = re.compile(r"([0-9]{1,12})@(.+)", re.DOTALL)
+_CTF_NAMES = tuple(field.name for field in dataclasses.fields(Ctf))
 
 
 def image_names(
@@ -253,26 +262,34 @@ def image_names(
     InputError
         A name is of another form, or its number is 0.
     """
-    rows: dict[str, list[int]] = {}
+    stacks: list[str] = []
     index = np.empty(len(names), np.int64)
     for row, name in enumerate(names):
         found = _IMAGE_NAME.fullmatch(name)
         if found is None or not int(found[1]):
-            said = repr(name if len(name) <= 60 else f"{name[:57]}...")
-            raise InputError(path, f"row {row + 1}: {column} is {said}; it must be NUMBER@FILE, with numbers from 1")
+            said = f"row {row + 1}: {column} is {shown(name)}"
+            raise InputError(path, f"{said}; it must be NUMBER@FILE, with numbers from 1")
         index[row] = int(found[1]) - 1
-        rows.setdefault(found[2], []).append(row)
-    return [(stack, np.array(members)) for stack, members in rows.items()], index
+        stacks.append(found[2])
+    return groups(stacks), index
 
 
 def rows_entry(stack: str, rows: ParticleRows) -> Entry:
     """The rows of one stack, with the digest of all that they say."""
-    xy = None if rows.coordinates is None else rows.coordinates.xy_px.tolist()
-    pixel = None if rows.pixel_size_angstrom is None else rows.pixel_size_angstrom.tolist()
-    flipped = None if rows.phase_flipped is None else rows.phase_flipped.tolist()
-    columns = [(name, rows.columns[name].tolist()) for name in sorted(rows.columns)]
-    groups = [sorted(group.items()) for group in rows.optics_columns]
-    return Entry(stack, digest_of(rows.image_index.tolist(), xy, rows.ctf, pixel, flipped, columns, groups), rows)
+    shared = {id(said): said for said in rows.optics_columns}
+    numbers = {one: number for number, one in enumerate(shared)}
+    of_group = np.array([numbers[id(said)] for said in rows.optics_columns], np.int64)
+    digest = digest_of(
+        rows.image_index,
+        None if rows.coordinates is None else rows.coordinates.xy_px,
+        None if rows.ctf is None else np.array([[getattr(ctf, name) for name in _CTF_NAMES] for ctf in rows.ctf]),
+        rows.pixel_size_angstrom,
+        rows.phase_flipped,
+        rows.columns,
+        of_group,
+        *shared.values(),
+    )
+    return Entry(stack, digest, rows)
 
 
 def _group_of_rows(loop: Loop, optics: Loop) -> list[int]:
@@ -328,18 +345,14 @@ def _pixel_sizes(loop: Loop, optics: Loop | None) -> FloatArray | None:
 
 def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
     """The CTF of each row. Microscope constants: the row's own columns, else those of its optics group."""
-    columns = [loop.floats(name) for name in CTF_COLUMNS]
-    columns.append(loop.floats("rlnPhaseShift") if "rlnPhaseShift" in loop else np.zeros(loop.rows))
-    constants: dict[str, FloatArray] = {}
+    fields = {field: loop.floats(column) for column, field in _CTF_FIELDS.items()}
+    if "rlnPhaseShift" in loop:
+        fields["phase_shift_deg"] = loop.floats("rlnPhaseShift")
     for column, field in _OPTICS_COLUMNS.items():
         found = _of_groups(loop, optics, column)
         if found is not None:
-            constants[field] = found
-    values = np.stack(columns, axis=1).tolist()
-    return [
-        Ctf(*row, **{field: float(numbers[index]) for field, numbers in constants.items()})
-        for index, row in enumerate(values)
-    ]
+            fields[field] = found
+    return checked_ctfs(loop.path, f"of data_{loop.block[:60]}", fields)
 
 
 def read_particle_ctf(path: Path, count: int) -> tuple[Ctf, ...]:
@@ -360,7 +373,7 @@ def read_particle_ctf(path: Path, count: int) -> tuple[Ctf, ...]:
         raise InputError(path, f"it has {loop.rows} rows, the stack {count} images; they must be equal")
     order = list(range(count))
     if "rlnImageName" in loop:
-        numbers = [_number(name.partition("@")[0]) for name in loop.columns["rlnImageName"]]
+        numbers = as_numbers([name.partition("@")[0] for name in loop.columns["rlnImageName"]]).tolist()
         if sorted(numbers) != list(range(1, count + 1)):
             raise InputError(path, f"its _rlnImageName column does not number the images from 1 to {count}")
         order = sorted(order, key=lambda row: numbers[row])
@@ -372,15 +385,24 @@ def read_particle_ctf(path: Path, count: int) -> tuple[Ctf, ...]:
 
 
 def format_value(value: Any) -> str:
-    """A value as STAR text: whole numbers plain, others with six decimals, text quoted where it must be."""
+    """A value as STAR text: whole numbers plain, others with six decimals, text quoted where it must be.
+
+    Text is read back as it was, but for what a line of a table cannot hold: empty text or nothing but white space
+    becomes ``None``, RELION's word for it; white space that is neither a blank nor a tab, and control characters,
+    become a blank each; where both kinds of quotes stand before a blank or a ``#``, the double ones there become single
+    ones; bytes of a file name that are no UTF-8 become ``\\udcXX``.
+    """
     if isinstance(value, str):
         if _PLAIN.match(value):
             return value
-        value = value.encode("utf-8", "backslashreplace").decode()  # bytes of a file name that are no text
-        cleaned = " ".join(value.split()) or "None"
-        if _PLAIN.match(cleaned):
-            return cleaned
-        return f'"{cleaned}"' if '"' not in cleaned else f"'{cleaned.replace(chr(39), chr(34))}'"
+        text = _UNHELD.sub(" ", value.encode("utf-8", "backslashreplace").decode())
+        if not text.strip():
+            return "None"
+        if _PLAIN.match(text):
+            return text
+        if '"' in text and not _CLOSING["'"].search(text) and ("'" not in text or _CLOSING['"'].search(text)):
+            return f"'{text}'"
+        return '"' + _CLOSING['"'].sub("'", text) + '"'
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if isinstance(value, int | np.integer):
@@ -405,7 +427,7 @@ def table_text(block: str, columns: Mapping[str, Sequence[Any]]) -> str:
     return loop_head(block, list(columns)) + rows_text(list(columns.values()))
 
 
-_TOKEN = re.compile(r"\"[^\"]*\"|'[^']*'|\S+")
+_TOKEN = re.compile(r"\"(?:[^\"]|\"(?=[^ \t#]))*\"(?=[ \t]|$)|'(?:[^']|'(?=[^ \t#]))*'(?=[ \t]|$)|[^ \t\n]+")
 
 
 def split_row(line: str) -> list[str]:

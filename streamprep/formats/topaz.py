@@ -8,6 +8,7 @@ The score is the logarithm of the odds, so it may be negative.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain
+from streamprep.formats._values import groups, shown
 from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
+MAX_COLUMNS = 1024
 _NEEDED = ("image_name", "x_coord", "y_coord")
 
 
@@ -45,8 +48,10 @@ def read_entries(path: Path) -> list[Entry]:
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise InputError(path, f"line 1: no column {missing[0]}; a table of Topaz begins with {', '.join(_NEEDED)}")
+    if len(header) > MAX_COLUMNS:
+        raise InputError(path, f"line 1: it names {len(header)} columns; the most that is read is {MAX_COLUMNS}")
     if len(set(header)) != len(header):
-        raise InputError(path, f"line 1: two columns have one name: {_plain.shown(first)}")
+        raise InputError(path, f"line 1: two columns have one name: {shown(first)}")
     if "z_coord" in header:
         raise InputError(path, "line 1: the column z_coord belongs to a tomogram; only micrographs are read")
     lines, line_numbers = _plain.rows(text, first=2)
@@ -56,26 +61,28 @@ def read_entries(path: Path) -> list[Entry]:
         raise InputError(
             path,
             f"line {line_numbers[torn]}: {lines[torn].count(chr(9)) + 1} columns, where line 1 names {width}: "
-            f"{_plain.shown(lines[torn])}",
+            f"{shown(lines[torn])}",
         )
     ours = [*_NEEDED[1:], *(["score"] if "score" in header else [])]
     table = _plain.numbers(path, lines, line_numbers, [(header.index(name), name) for name in ours], "\t")
-    cells = "\t".join(lines).split("\t") if lines else []
-    rows: dict[str, list[int]] = {}
-    for index, name in enumerate(cells[header.index("image_name") :: width]):
-        rows.setdefault(name, []).append(index)
-    empty = next((name for name in rows if not name.strip()), None)
+    rows = groups(_cells(lines, header.index("image_name")))
+    empty = next(((name, indices[0]) for name, indices in rows if not name.strip()), None)
     if empty is not None:
-        raise InputError(path, f"line {line_numbers[rows[empty][0]]}: image_name is {_plain.shown(empty)}, not a name")
+        raise InputError(path, f"line {line_numbers[empty[1]]}: image_name is {shown(empty[0])}, not a name")
     further = {
-        name: np.array(cells[header.index(name) :: width], dtype=object)
+        name: np.array(list(_cells(lines, header.index(name))), dtype=object)
         for name in header
         if name not in ("image_name", *ours)
     }
     entries = []
-    for name, indices in rows.items():
+    for name, indices in rows:
         columns: dict[str, npt.NDArray[Any]] = {column: values[indices] for column, values in further.items()}
         if "score" in header:
             columns[FIGURE_OF_MERIT] = table[indices, 2]
         entries.append(_plain.entry(_plain.with_image_ending(name), table[indices, :2], columns))
     return entries
+
+
+def _cells(lines: Sequence[str], column: int) -> Iterator[str]:
+    """A column of tab-separated lines, one value after the other: all of them at once take far more than their text."""
+    return (line.split("\t", column + 1)[column] for line in lines)

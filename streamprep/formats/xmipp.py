@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamprep.formats._ctf import checked_ctf
-from streamprep.formats.star import Loop, digest_of, image_names, read_loops, rows_entry
+from streamprep.formats._ctf import checked_ctfs
+from streamprep.formats._values import digest_of, groups
+from streamprep.formats.star import Loop, image_names, read_loops, rows_entry
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, Ctf, Entry, InputError, Kind, ParticleRows
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
-_NUMBERED = re.compile(rb"\d@\S")
+_NAMES_IMAGES = re.compile(rb"\d@\S")
 _CTF_COLUMNS = {
     "ctfDefocusU": "defocus_u_angstrom",
     "ctfDefocusV": "defocus_v_angstrom",
@@ -42,6 +43,8 @@ _CTF_FURTHER = {
     "ctfPhaseShift": "phase_shift_deg",
     "ctfVPPphaseshift": "phase_shift_deg",
 }
+_NUMBERED = re.compile(r"^[^@/]*@")
+"""What stands before the file in ``N@file``; a file may have an @ in its name further on."""
 _RENAMED = {"cost": FIGURE_OF_MERIT}
 _RENAMED_ROWS = {**_RENAMED, "micrograph": "rlnMicrographName"}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
@@ -51,10 +54,10 @@ def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by cont
     """``coordinates`` or ``ctf`` for an Xmipp metadata file whose first columns say so; None for anything else."""
     if not _FIRST_LINE.match(head):
         return None
-    names = set(re.findall(rb"^\s*_(\w+)", head, re.MULTILINE))
+    names = set(re.findall(rb"^[ \t]*_(\w+)", head, re.MULTILINE))
     if names & {b"xcoor", b"ycoor"}:
         return "coordinates"
-    if b"image" in names and _NUMBERED.search(head):
+    if b"image" in names and _NAMES_IMAGES.search(head):
         return "rows"
     return "ctf" if b"ctfDefocusU" in names else None
 
@@ -130,7 +133,7 @@ def _micrographs(loop: Loop) -> list[str | None]:
     column = "micrograph" if "micrograph" in loop else "image"
     if column not in loop:
         return [None] * loop.rows
-    names = [value.rpartition("@")[2] if column == "image" else value for value in loop.columns[column]]
+    names = [_NUMBERED.sub("", value) if column == "image" else value for value in loop.columns[column]]
     if "" in names:
         raise InputError(loop.path, f"row {names.index('') + 1} of data_{loop.block}: _{column} names no file")
     return list(names)
@@ -156,17 +159,11 @@ def _coordinates(loops: list[Loop]) -> list[Entry]:
             columns[name] += given.get(name, ["0" if name == FIGURE_OF_MERIT else "None"] * loop.rows)
     points, used = np.concatenate(xy), np.concatenate(enabled)
     values = {name: np.array(column, dtype=object) for name, column in columns.items()}
-    rows: dict[str | None, list[int]] = {} if micrographs else {None: []}
-    for row, micrograph in enumerate(micrographs):
-        rows.setdefault(micrograph, [])
-        if used[row]:
-            rows[micrograph].append(row)
     entries = []
-    for micrograph, indices in rows.items() if loops else ():
-        index = np.array(indices, dtype=np.int64)
+    for micrograph, rows in (groups(micrographs) or [(None, np.empty(0, np.int64))]) if loops else ():
+        index = rows[used[rows]]
         own = {name: column[index] for name, column in values.items()}
-        digest = digest_of(points[index].tolist(), [(name, own[name].tolist()) for name in sorted(own)])
-        entries.append(Entry(micrograph, digest, Coordinates(points[index], columns=own)))
+        entries.append(Entry(micrograph, digest_of(points[index], own), Coordinates(points[index], columns=own)))
     return entries
 
 
@@ -179,16 +176,9 @@ def _loop_ctfs(loop: Loop) -> list[Ctf]:
     """The CTF of each row; that of a row that is switched off is not looked at."""
     fields = {field: loop.floats(name) for name, field in _CTF_COLUMNS.items()}
     fields |= {field: loop.floats(name) for name, field in _CTF_FURTHER.items() if name in loop}
-    return [
-        checked_ctf(
-            loop.path,
-            f"row {row + 1} of data_{loop.block}",
-            **{name: float(numbers[row]) for name, numbers in fields.items()},
-        )
-        if used
-        else Ctf(0.0, 0.0, 0.0)
-        for row, used in enumerate(_enabled(loop).tolist())
-    ]
+    used = _enabled(loop)
+    fields = {field: np.where(used, numbers, 1.0) for field, numbers in fields.items()}  # 1 is allowed everywhere
+    return checked_ctfs(loop.path, f"of data_{loop.block[:60]}", fields)
 
 
 def pos_text(coordinates: Coordinates) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamprep.formats import cryolo, star
+from streamprep.formats import _values, cryolo
 from streamprep.model import Coordinates, Entry, InputError
 
 HEAD = "\ndata_global\n\n_cbox_format_version 1.0\n\n"
@@ -128,7 +127,7 @@ def test_centres_come_back(centres: list[tuple[float, float]], size: int) -> Non
     [
         (b"hello\n", "not a readable STAR file"),
         (b"\n", "holds no table"),
-        (bytes(4096), "not a readable STAR file"),
+        (bytes(4096), "byte 1 is NUL"),
         (b"10\t20\t220\t220\t0.5\n", "not a readable STAR file"),
         (HEAD, "0 tables in data_cryolo"),
         (GOOD.replace("data_cryolo\n", "data_particles\n"), "0 tables in data_cryolo"),
@@ -150,14 +149,12 @@ def test_centres_come_back(centres: list[tuple[float, float]], size: int) -> Non
     ],
 )
 def test_a_broken_file_is_refused_with_row_and_value(write: Any, text: str | bytes, said: str) -> None:
-    began = time.monotonic()
     with pytest.raises(InputError, match=rf"mic\.cbox: .*{said}"):
         cryolo.read_entries(write(text))
-    assert time.monotonic() - began < 1
 
 
 def test_a_file_that_is_too_large_is_not_read(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(star, "MAX_BYTES", 10)
+    monkeypatch.setattr(_values, "MAX_BYTES", 10)
     with pytest.raises(InputError, match="the most that is read is 10"):
         cryolo.read_entries(write(GOOD))
 

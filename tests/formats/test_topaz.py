@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamprep.formats import star, topaz
+from streamprep.formats import _values, topaz
 from streamprep.model import Coordinates, Entry, InputError
 from streamprep.naming import stem_of
 
@@ -134,29 +134,31 @@ def test_centres_come_back_in_order(rows: list[tuple[str, float, float, float]])
         (HEADER + "mic\t1 5\t2\t3\n", "line 2: x_coord is '1 5'"),
         (HEADER + "mic\t1\t2\t3\n\t1\t2\t3\n", "line 3: image_name is '', not a name"),
         (HEADER.encode() + b"m\xe9\t1\t2\t3\n", "byte 35 is not UTF-8"),
-        (bytes(4096), "line 1: no column image_name"),
-        (GOOD.encode("utf-16"), "byte 1 is not UTF-8"),
+        (bytes(4096), "byte 1 is NUL"),
+        (GOOD.encode("utf-16"), "byte 4 is NUL"),
         (HEADER + "mic" + "\t1" * 500_000, "line 2: 500001 columns"),
         (HEADER + "mic\t" + "1" * 500_000 + "\t2\t3", "line 2: x_coord is '1111"),
     ],
 )
 def test_a_broken_file_is_refused_with_line_and_value(write: Any, text: str | bytes, said: str) -> None:
-    began = time.monotonic()
     with pytest.raises(InputError, match=rf"picks\.txt: .*{said}") as caught:
         topaz.read_entries(write(text))
-    assert time.monotonic() - began < 1
     assert len(caught.value.reason) < 400
 
 
 def test_a_long_name_beside_many_short_ones_costs_no_more_than_itself(write: Any) -> None:
     text = HEADER + "x" * 1_000_000 + "\t1\t2\t3\n" + "".join(f"m{number}\t1\t2\t3\n" for number in range(5_000))
-    began = time.monotonic()
-    assert len(topaz.read_entries(write(text))) == 5_001
-    assert time.monotonic() - began < 1
+    path = write(text)
+    tracemalloc.start()
+    try:
+        assert len(topaz.read_entries(path)) == 5_001
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20  # a table of fixed width would take 20 GB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_too_large_is_not_read(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(star, "MAX_BYTES", 10)
+    monkeypatch.setattr(_values, "MAX_BYTES", 10)
     with pytest.raises(InputError, match="the most that is read is 10"):
         topaz.read_entries(write(GOOD))
 
