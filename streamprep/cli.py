@@ -20,7 +20,7 @@ import typer
 from streamprep import __version__, templates
 from streamprep.config import Config, load
 from streamprep.model import ConfigError, StreamprepError
-from streamprep.pipeline import Plan, resolve
+from streamprep.pipeline import Plan, required_kinds, resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 
 app = typer.Typer(
@@ -248,7 +248,8 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
     short = free < loaded.session.reserve_mib << 20
     _out(f"output         {output}: {free / 2**30:.1f} GiB free" + (", below the reserve" if short else ""))
     if plan.extract is None:
-        _out("note           no [extract] table: no boxes will be cut")
+        stacks = "; stacks of particles that come with a table are processed" if any(plan.lane("particles")) else ""
+        _out(f"note           no [extract] table: no boxes will be cut{stacks}")
     if loaded.optics.pixel_size_angstrom is None:
         _out("note           no [optics] pixel_size_angstrom: it is taken from each micrograph's header")
     if short:
@@ -274,7 +275,7 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
 
     Example: [bold]streamprep plan --set particles.invert.order=5[/bold]
     """
-    _, _, made = _prepare(config, overrides)
+    loaded, _, made = _prepare(config, overrides)
     _out(f"plan {made.hash}")
     for step in made.steps:
         values = ", ".join(f"{name}={value}" for name, value in step.params.model_dump(mode="json").items())
@@ -282,8 +283,8 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             f"  {step.table:<12} {step.order:>4}  {step.name:<18} {values or '-'}"
             f"  [{step.operation.distribution} {step.operation.version}]"
         )
-    waits = {"coordinates", *made.companions} | ({"ctf"} if made.settings["ctf"] else set())
-    _out(f"each micrograph waits for: {', '.join(sorted(waits))}")
+    for kind, needed in required_kinds(loaded, made).items():
+        _out(f"each {'stack of particles' if kind == 'particles' else kind} waits for: {', '.join(needed.values())}")
 
 
 @app.command()

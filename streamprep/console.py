@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamprep.hookspecs import hookimpl
+from streamprep.snapshot import unmatched_text
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
@@ -129,7 +130,7 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
         _number("warnings", snapshot.warnings, "yellow"),
     )
     parts.append(Text("   ").join(counts))
-    rates = f"{snapshot.micrographs_per_hour:,.0f} micrographs/h  ·  {snapshot.particles_per_second:,.1f} particles/s"
+    rates = f"{snapshot.items_per_hour:,.0f} {snapshot.items}/h  ·  {snapshot.particles_per_second:,.1f} particles/s"
     if snapshot.oldest_seconds:
         rates += f"  ·  oldest in the queue {duration(snapshot.oldest_seconds)}"
     parts.append(Text(rates))
@@ -137,7 +138,7 @@ def view(snapshot: Any, *, height: int = 40) -> RenderableType:
         parts.append(Text("   ".join(f"{name} {count:,}" for name, count in snapshot.rows.items()), style="bold"))
     if snapshot.operation_seconds and roomy:
         times = "   ".join(f"{name} {1000 * mean:.0f} ms" for name, mean in snapshot.operation_seconds.items())
-        parts.append(Text(f"per micrograph: {times}", style="dim"))
+        parts.append(Text(f"per item: {times}", style="dim"))
 
     lists = [
         ("in work", [(name, duration(age)) for name, age in running], "cyan"),
@@ -188,14 +189,14 @@ def summary(snapshot: Any) -> list[str]:
     """The end of a session in plain lines: what was made, what waits and for what, what failed and why."""
     jobs = snapshot.jobs
     head = (
-        f"{jobs.get('done', 0)} micrographs done, {snapshot.waiting_count} waiting, {snapshot.failed} failed, "
+        f"{jobs.get('done', 0)} {snapshot.items} done, {snapshot.waiting_count} waiting, {snapshot.failed} failed, "
         f"{snapshot.rejected} rejected, {snapshot.warnings} with warnings, "
         f"in {duration(snapshot.elapsed_seconds)}"
     )
     lines = [head]
     lines += [f"  {count:,} rows in {name}" for name, count in snapshot.rows.items()]
     lines += [f"  waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in snapshot.waiting]
-    lines += [f"  without a micrograph: {kind} for {clean(name)}" for kind, name in snapshot.unmatched]
+    lines += [f"  {unmatched_text(kind, clean(name))}" for kind, name in snapshot.unmatched]
     if snapshot.unknown_files:
         lines.append(f"  {snapshot.unknown_files} files of no known kind were left alone")
     lines += [f"  {row['state']}: {clean(row['file'])}: {clean(row['reason'])}" for row in snapshot.failures]
@@ -283,7 +284,7 @@ class Console:
                 done, queued = snapshot.jobs.get("done", 0), snapshot.jobs.get("ready", 0)
                 self._line(
                     f"{snapshot.mode}: {done} done, {queued} queued, {snapshot.waiting_count} waiting, "
-                    f"{snapshot.micrographs_per_hour:.0f} micrographs/h, {size(snapshot.disk_free_bytes)} free"
+                    f"{snapshot.items_per_hour:.0f} {snapshot.items}/h, {size(snapshot.disk_free_bytes)} free"
                 )
             self._next_line = self._clock() + PLAIN_EVERY_SECONDS
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +25,13 @@ from streamprep.committer import STATE_FOLDER, Committer
 from streamprep.config import Config
 from streamprep.ledger import FileRow, JobRow, LedgerError
 from streamprep.model import InputError, Item, Kind, OutputError, StreamprepError
-from streamprep.pipeline import Plan
+from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
-from streamprep.session import keep_labels, make_sources, open_ledger, open_output, required_kinds
+from streamprep.session import keep_labels, make_sources, open_ledger, open_output, stacks_source
 from streamprep.snapshot import Mode, Rates, Snapshot
+from streamprep.stacks import NamedStacks
 from streamprep.watcher import Arrival, Watcher
-from streamprep.workers import WORKER, Executor, LocalExecutor, MicrographJob, Outcome, TableJob
+from streamprep.workers import WORKER, Executor, ItemJob, LocalExecutor, Outcome, TableJob
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ DISK_RETRY_SECONDS = 10.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Of one job's file names; the others can be written as ever."""
+
+_ITEMS: Mapping[tuple[Kind, ...], str] = {("micrograph",): "micrographs", ("particles",): "stacks"}
+"""What to call what a session works on."""
 
 KEPT_FAILURES = 20
 MOST_DOUBTS = 10
@@ -109,6 +113,7 @@ class Engine:
         self._clock, self._now = clock, now
         self._make_executor = executor
         sources = make_sources(config, plan)
+        self._required = required_kinds(config, plan)
         self._backend = choose_backend(config.session.device)
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
         chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
@@ -119,7 +124,6 @@ class Engine:
             undo.callback(self._lock_file.close)
             self.ledger = open_ledger(self.output, config, plan)
             undo.callback(self.ledger.close)
-            self.ledger.require(required_kinds(config, plan))
             self.sources = keep_labels(config, sources, self.ledger, self.output)
             undo.pop_all()
         self._roots = {source.label: source.root for source in self.ledger.sources()}
@@ -141,6 +145,7 @@ class Engine:
             clock=clock,
             excluded=[self.output],
         )
+        self._stacks = NamedStacks(config.folder, self.watcher.covers)
         self._executor: Executor | None = None
         self._running: list[_Running] = []
         self._uncommitted: list[tuple[_Running, Outcome]] = []
@@ -176,6 +181,7 @@ class Engine:
             run = self.ledger.start_run(self._now(), __version__)
             self.ledger.join_all()
             self._executor = self._make_executor(self.config)
+            self._watch_named_stacks(self.ledger.named_stacks())
             self.watcher.start()
             self._call("run_started", plan=self.plan, config=self.config)
             self._mode = "running"
@@ -299,16 +305,12 @@ class Engine:
             return
         if problem is not None:
             self._item_finished(f"{arrival.source.label}/{arrival.relative}", "failed", f"{arrival.path}: {problem}")
-        elif kind == "micrograph":
-            if self.plan.extract is None and not any(self.plan.lane("coordinates")):
-                self.ledger.file_failed(file.id, "no operation for micrographs is active", final=True, state="rejected")
-            else:
-                self.ledger.micrograph_found(file)
+        elif kind in self._required:
+            self.ledger.item_found(file)
         elif kind == "mask":
             self.ledger.mask_found(file)
-        elif kind in ("particles", "map"):
-            reason = f"a {kind} file; sessions work on micrographs, streamprep apply on stacks and maps"
-            self.ledger.file_failed(file.id, reason, final=True, state="rejected")
+        elif kind in ("micrograph", "particles", "map"):
+            self.ledger.file_failed(file.id, why_not(kind, self.plan), final=True, state="rejected")
 
     def _look_for_removed(self) -> None:
         """After each full scan: do the files still exist on which it depends what becomes of a micrograph?"""
@@ -318,6 +320,18 @@ class Engine:
         for file in self.ledger.looked_for(self.ledger.looked_up_to, REMOVED_CHECKED):
             if is_gone(self._path_of(file)):
                 self.ledger.file_gone(file.id)
+        self._watch_named_stacks(())
+
+    def _watch_named_stacks(self, named: Iterable[tuple[FileRow, str]]) -> None:
+        """Watch for the stacks that tables name, where no watched folder covers them; some may not be there yet."""
+        if "particles" not in self._required:
+            return
+        for table, name in named:
+            self._stacks.add(self._path_of(table), [name])
+        for folder, names in self._stacks.look().items():
+            source = stacks_source(folder, names, self.ledger, self.output)
+            self._roots[source.label] = source.root
+            self.watcher.add(source)
 
     def _path_of(self, file: FileRow) -> Path:
         return self._roots[file.source] / file.path
@@ -362,7 +376,7 @@ class Engine:
         self._running.append(running)
         running.future.add_done_callback(lambda _: self._wake.set())
 
-    def _describe(self, row: JobRow, folder: Path) -> MicrographJob:
+    def _describe(self, row: JobRow, folder: Path) -> ItemJob:
         path = self._path_of(row.file)
         try:
             name = path.relative_to(self.config.folder).as_posix()
@@ -370,9 +384,9 @@ class Engine:
             name = path.as_posix()
         name = name.encode("utf-8", "backslashreplace").decode()  # tables are UTF-8, file names need not be
         inputs = tuple((made, self._roots[made.source] / made.path) for made in row.inputs)
-        item = Item("micrograph", row.item, path)
+        item = Item(row.file.kind, row.item, path)
         flip_y = any(made.kind == "coordinates" and made.source in self._flipped for made in row.inputs)
-        return MicrographJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y)
+        return ItemJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y)
 
     def _collect(self) -> None:
         """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""
@@ -395,6 +409,7 @@ class Engine:
         path = f"{table.source}/{table.path}"
         if outcome.verdict == "done":
             self.ledger.table_read(table.id, outcome.entries)
+            self._watch_named_stacks((table, entry.name) for entry in outcome.entries if entry.kind == "rows")
         elif outcome.verdict in ("changed", "unstarted"):
             self.watcher.rescan()
             self._not_before["table", table.id] = self._clock() + 1.0
@@ -445,6 +460,8 @@ class Engine:
         elif outcome.verdict == "gone":
             self.ledger.file_gone(job.file.id)
             self._item_finished(job.item, "superseded", "the file was removed before it was processed")
+        elif outcome.verdict == "waits":
+            self.ledger.job_waits(job.id, outcome.reason or "waits")
         elif outcome.verdict == "unstarted":
             self.ledger.release(job.id)
             self._not_before["job", job.id] = self._clock() + 1.0
@@ -616,7 +633,7 @@ class Engine:
             self._views = {
                 "jobs": self.ledger.job_counts(),
                 "waiting": self.ledger.waiting(10),
-                "waiting_count": files.get(("micrograph", "ready"), 0),
+                "waiting_count": self.ledger.waiting_count(),
                 "failed": self.ledger.ended_count("failed"),
                 "rejected": self.ledger.ended_count("rejected"),
                 "unknown": files.get(("other", "rejected"), 0),
@@ -643,7 +660,7 @@ class Engine:
             settling=self.watcher.settling,
             running=tuple((running.name, clock - running.since) for running in self._running),
             rows=self.committer.row_counts(),
-            micrographs_per_hour=per_hour,
+            items_per_hour=per_hour,
             particles_per_second=per_second,
             oldest_seconds=0.0 if views["oldest"] is None else now - views["oldest"],
             operation_seconds={name: total / count for name, (count, total) in self._operations.items()},
@@ -655,4 +672,5 @@ class Engine:
             unmatched=views["unmatched"],
             degraded=tuple(self.watcher.troubles),
             disk_free_bytes=self._disk_free(),
+            items=_ITEMS.get(tuple(self._required), "items"),
         )

@@ -18,6 +18,7 @@ from streamprep.ledger import Ledger
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
 from streamprep.session import find_output, open_ledger, try_lock
+from streamprep.snapshot import unmatched_text
 
 LISTED = 50
 
@@ -63,7 +64,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "jobs": ledger.job_counts(),
         "files": {f"{kind} {state}": count for (kind, state), count in files.items()},
         "waiting": [(item, reason, now - since) for item, reason, since in ledger.waiting(LISTED)],
-        "waiting_count": files.get(("micrograph", "ready"), 0),
+        "waiting_count": ledger.waiting_count(),
         "unmatched": ledger.unmatched(LISTED),
         "rows": {name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name},
         "failed": ledger.ended_count("failed"),
@@ -97,7 +98,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     )
     lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
     lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
-    lines += [f"without a micrograph: {kind} for {name}" for kind, name in report.get("unmatched", ())]
+    lines += [unmatched_text(kind, name) for kind, name in report.get("unmatched", ())]
     if report["unknown_files"]:
         lines.append(f"{report['unknown_files']} files of no known kind were left alone")
     for row in report["failures"]:

@@ -7,10 +7,10 @@ Tables
 ------
 files       one row per generation of each path: what arrived
 sources     the watched folders, by their labels
-entries     what a table says about each micrograph, and masks: what a micrograph is joined with; of the first
+entries     what a table says about each micrograph or stack, and masks: what these are joined with; of the first
             generation of the table, whichever said it last
 jobs        one row per generation of each item: what is to be made, and how it ended; its origin is the entry with its
-            coordinates
+            coordinates, or rows
 shards      immutable files of the output, each of one job
 blocks      where a job's rows lie in the row log of each table
 tables      committed length and rows of each row log; its version counts the changes
@@ -36,7 +36,7 @@ from streamprep.joins import JobInput, Match, join, mask_digest
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -52,7 +52,8 @@ CREATE TABLE files (
 CREATE INDEX files_by_key ON files (key, kind);
 CREATE INDEX files_by_state ON files (kind, state);
 CREATE INDEX files_by_item ON files (item);
-CREATE INDEX files_contested ON files (id) WHERE state = 'done' AND kind = 'micrograph' AND reason IS NOT NULL;
+CREATE INDEX files_contested ON files (id)
+  WHERE state = 'done' AND kind IN ('micrograph', 'particles') AND reason IS NOT NULL;
 CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
@@ -104,6 +105,12 @@ CREATE TRIGGER block_ended AFTER UPDATE OF live ON blocks WHEN OLD.live AND NOT 
   UPDATE tables SET rows = rows - OLD.count, version = version + 1 WHERE name = OLD.tbl; END;
 """
 _DISK_ERRORS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+
+TABLE_KINDS: tuple[Kind, ...] = ("coordinates", "ctf", "rows")
+"""Kinds of files that are tables."""
+
+ITEM_KINDS: tuple[Kind, ...] = ("micrograph", "particles")
+"""Kinds of files that jobs are made of, once all that belongs to them is there."""
 
 State = Literal["ready", "queued", "claimed", "done", "rejected", "failed", "superseded"]
 
@@ -200,7 +207,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
         self._suffixes: tuple[str, ...] = ()
-        self._required: dict[Kind, str] = {}
+        self._required: dict[Kind, dict[Kind, str]] = {}
         self.looked_up_to = 0
         """Where the next `looked_for` goes on."""
         self.changes = 0
@@ -322,7 +329,7 @@ class Ledger:
         """
         rows = self._db.execute(
             f"SELECT {_FILE} FROM files f WHERE NOT gone AND kind != 'other' AND (state IN ('ready', 'queued') "
-            "OR state = 'done' AND kind IN ('coordinates', 'ctf', 'mask'))"
+            f"OR state = 'done' AND kind IN {_SAYING})"
         )
         unwatched = [file for file in map(_file, rows.fetchall()) if not watched(file.source, file.path)]
         with self.transaction():
@@ -383,7 +390,7 @@ class Ledger:
             ).fetchone()
             generation = 1 if last is None else last[1] + 1
             name = str(last[2]) if last is not None else item_name(source, path)  # it keeps its name where it was moved
-            if last is None and kind == "micrograph":
+            if last is None and kind in ITEM_KINDS:
                 other = self._namesake(source, name)
                 if other is not None and item_name(source, other) == name and problem is None:
                     problem = f"has the same name as {other}, apart from the ending; rename one of them"
@@ -406,10 +413,10 @@ class Ledger:
         return FileRow(int(cursor.lastrowid or 0), source, path, generation, kind, name, identity, 0)
 
     def _namesake(self, source: str, name: str) -> str | None:
-        """Path of a micrograph that has an item's name, as far as it is known to exist."""
+        """Path of a micrograph or stack that has an item's name, as far as it is known to exist and is of use."""
         row = self._db.execute(
-            "SELECT path FROM files WHERE source = ? AND item = ? AND kind = 'micrograph' AND state != 'superseded' "
-            "AND NOT gone LIMIT 1",
+            f"SELECT path FROM files WHERE source = ? AND item = ? AND kind IN {_ITEMS} "
+            "AND state NOT IN ('superseded', 'rejected') AND NOT gone LIMIT 1",
             (source, name),
         ).fetchone()
         return None if row is None else os.fsdecode(row[0])
@@ -481,7 +488,7 @@ class Ledger:
         """Tables that have not been read yet, the oldest first; ``excluded`` are not to be taken yet."""
         left_out = set(excluded)
         rows = self._db.execute(
-            f"SELECT {_FILE} FROM files f WHERE kind IN ('coordinates', 'ctf') AND state = 'ready' ORDER BY id LIMIT ?",
+            f"SELECT {_FILE} FROM files f WHERE kind IN {_TABLES} AND state = 'ready' ORDER BY id LIMIT ?",
             (limit + len(left_out),),
         )
         return [file for file in map(_file, rows) if file.id not in left_out][:limit]
@@ -544,20 +551,20 @@ class Ledger:
         return final
 
     def looked_for(self, after: int, limit: int) -> list[FileRow]:
-        """Files whose removal would change what happens to micrographs that wait, or that are contested.
+        """Files whose removal would change what happens to micrographs and stacks that wait, or that are contested.
 
-        Those micrographs, others of the same match key, and the tables that speak of them. In the order of their
+        Those, others of the same match key, and the tables that speak of them. In the order of their
         numbers, those above ``after`` first; call again with the last.
         """
         keys = self._db.execute(
-            "SELECT id, key FROM files WHERE id > ? AND (kind = 'micrograph' AND state = 'ready' OR "
-            "kind = 'micrograph' AND state = 'done' AND reason IS NOT NULL) ORDER BY id LIMIT ?",
+            f"SELECT id, key FROM files WHERE id > ? AND (kind IN {_ITEMS} AND state = 'ready' OR "
+            f"kind IN {_ITEMS} AND state = 'done' AND reason IS NOT NULL) ORDER BY id LIMIT ?",
             (after, limit),
         ).fetchall()
         found: dict[int, FileRow] = {}
         for key in {row[1] for row in keys}:
             rows = self._db.execute(
-                f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' AND state != 'superseded' "
+                f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN {_ITEMS} AND state != 'superseded' "
                 "AND NOT gone",
                 (key,),
             ).fetchall()
@@ -577,7 +584,7 @@ class Ledger:
         """
         with self.transaction():
             self._db.execute(
-                "UPDATE files SET state = CASE WHEN kind = 'micrograph' AND state = 'done' THEN state "
+                f"UPDATE files SET state = CASE WHEN kind IN {_ITEMS} AND state = 'done' THEN state "
                 "ELSE 'superseded' END, gone = 1, reason = ? WHERE id = ?",
                 (reason, file),
             )
@@ -602,7 +609,7 @@ class Ledger:
             if table is not None and not gone:
                 self._db.execute(
                     "UPDATE files SET state = 'ready', attempts = 0 "
-                    "WHERE id = ? AND state = 'done' AND kind IN ('coordinates', 'ctf')",
+                    f"WHERE id = ? AND state = 'done' AND kind IN {_TABLES}",
                     (table.id,),
                 )
             elif table is not None:
@@ -622,12 +629,12 @@ class Ledger:
 
     # --- joins ---
 
-    def require(self, kinds: Mapping[Kind, str]) -> None:
-        """Say which kinds of entries a micrograph needs before it can be processed, and how they are called."""
-        self._required = dict(sorted(kinds.items()))
+    def require(self, kinds: Mapping[Kind, str], of: Kind = "micrograph") -> None:
+        """Say which kinds of entries a micrograph (or a stack) needs before a job is made of it, and their names."""
+        self._required[of] = dict(sorted(kinds.items()))
 
-    def micrograph_found(self, file: FileRow) -> None:
-        """Join a new micrograph with what is known about it."""
+    def item_found(self, file: FileRow) -> None:
+        """Join a new micrograph, or a new stack, with what is known about it."""
         with self.transaction():
             self._join(self._key(file.path))
 
@@ -638,22 +645,25 @@ class Ledger:
             return
         with self.transaction():
             self.put("joined", text)
-            for (key,) in self._db.execute("SELECT DISTINCT key FROM files WHERE kind = 'micrograph'").fetchall():
+            for (key,) in self._db.execute(f"SELECT DISTINCT key FROM files WHERE kind IN {_ITEMS}").fetchall():
                 self._join(key)
 
     def _join(self, key: str) -> None:
-        """Make a job of every micrograph with this key whose companions are all known and are not those it had."""
-        micrographs = [
+        """Make a job of every item with this key whose companions are all known and are not those it had."""
+        for kind, required in self._required.items():
+            self._join_items(key, kind, required)
+
+    def _join_items(self, key: str, kind: Kind, required: Mapping[Kind, str]) -> None:
+        items = [
             _file(row)
             for row in self._db.execute(
-                f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = 'micrograph' "
-                "AND state != 'superseded' AND NOT gone "
+                f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = ? AND state != 'superseded' AND NOT gone "
                 # one that was refused before it had a job never was fit for one
                 "AND (state NOT IN ('failed', 'rejected') OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",
-                (key,),
+                (key, kind),
             )
         ]
-        if not micrographs:
+        if not items:
             return
         rows = self._db.execute(
             "SELECT e.kind, f.source, f.path, e.name, e.digest, e.file FROM entries e JOIN files f ON f.id = e.file "
@@ -661,15 +671,14 @@ class Ledger:
             (key,),
         )
         entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), *row[4:]) for row in rows]
-        paths = [f"{file.source}/{file.path}" for file in micrographs]
+        paths = [f"{file.source}/{file.path}" for file in items]
         failed = self._db.execute(
-            "SELECT source, path FROM files WHERE key = ? AND kind IN ('coordinates', 'ctf', 'mask') "
-            "AND state = 'failed' ORDER BY id",
+            f"SELECT source, path FROM files WHERE key = ? AND kind IN {_SAYING} AND state = 'failed' ORDER BY id",
             (key,),
         )
         broken = [f"{source}/{os.fsdecode(raw)}" for source, raw in failed]
-        matches, owners = join(paths, entries, self._required, self._suffixes, broken)
-        for index, (file, match) in enumerate(zip(micrographs, matches, strict=True)):
+        matches, owners = join(paths, entries, required, self._suffixes, broken)
+        for index, (file, match) in enumerate(zip(items, matches, strict=True)):
             if match.reasons:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
                 self._wait(file, key, match, lost)
@@ -677,7 +686,7 @@ class Ledger:
                 self._make_job(file, match)
 
     def _wait(self, file: FileRow, key: str, match: Match, lost: set[JobInput]) -> None:
-        """A micrograph lacks something. What is done stays, unless what it was made of is not its own any more."""
+        """An item lacks something. What is done stays, unless what it was made of is not its own any more."""
         # a job that is not done yet was made of inputs that are gone, or are no longer the only ones
         self._db.execute(
             "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE file = ? "
@@ -730,7 +739,7 @@ class Ledger:
         )
         described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in match.inputs]
         origin = next(
-            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind == "coordinates"), None
+            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind in ("coordinates", "rows")), None
         )
         self._db.execute(
             "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state) "
@@ -767,6 +776,20 @@ class Ledger:
             with self.transaction():
                 self._db.executemany("UPDATE jobs SET state = 'claimed' WHERE id = ?", [(job.id,) for job in jobs])
         return jobs
+
+    def job_waits(self, job: int, reason: str) -> None:
+        """Give a claimed job up until its file, or a table, says more: its item waits again."""
+        with self.transaction():
+            (file,) = self._db.execute("SELECT file FROM jobs WHERE id = ?", (job,)).fetchone()
+            given_up = self._db.execute(
+                "UPDATE jobs SET state = 'superseded', reason = ? WHERE id = ? AND state = 'claimed'",
+                (_text(reason), job),
+            ).rowcount
+            if given_up:
+                self._db.execute(
+                    "UPDATE files SET state = 'ready', reason = ? WHERE id = ? AND state = 'queued'",
+                    (_text(reason), file),
+                )
 
     def release(self, job: int) -> None:
         """Give a claimed job back, without counting an attempt."""
@@ -819,7 +842,7 @@ class Ledger:
         )
 
     def _retire_rivals(self, job: JobRow) -> None:
-        """The same picks are in the sets once: end the rows that another micrograph made of them."""
+        """The same picks are in the sets once: end the rows that another micrograph, or stack, made of them."""
         rivals = self._db.execute(
             "SELECT item, file FROM jobs WHERE origin = (SELECT origin FROM jobs WHERE id = ?) AND +state = 'done' "
             "AND item != ?",
@@ -966,22 +989,38 @@ class Ledger:
         return {(row[0], row[1]): row[2] for row in rows}
 
     def waiting(self, limit: int = 100) -> list[tuple[str, str, float]]:
-        """Micrographs that wait, the oldest first: item (and path, where that is another), what for, since when."""
+        """Items that wait, the oldest first: their name (and path, where that is another), what for, since when."""
         rows = self._db.execute(
             "SELECT item, source, path, coalesce(reason, 'waits'), noticed FROM files "
-            "WHERE kind = 'micrograph' AND state = 'ready' ORDER BY id LIMIT ?",
+            f"WHERE kind IN {_ITEMS} AND state = 'ready' ORDER BY id LIMIT ?",
             (limit,),
         )
         return [(_called(item, source, os.fsdecode(raw)), reason, since) for item, source, raw, reason, since in rows]
 
+    def waiting_count(self) -> int:
+        """How many items wait."""
+        return sum(n for (kind, state), n in self.file_counts().items() if kind in ITEM_KINDS and state == "ready")
+
     def unmatched(self, limit: int = 100) -> list[tuple[str, str]]:
-        """Entries of tables that belong to no micrograph so far: kind, name."""
+        """Entries of tables that belong to no micrograph or stack so far: kind, name."""
+        found: list[tuple[str, str]] = []
+        for item, kinds in self._required.items():
+            rows = self._db.execute(
+                "SELECT e.kind, e.name FROM entries e WHERE e.live AND e.kind IN (SELECT value FROM json_each(?)) "
+                "AND NOT EXISTS (SELECT 1 FROM files f WHERE f.key = e.key AND f.kind = ? "
+                "AND f.state != 'superseded') ORDER BY e.id LIMIT ?",
+                (json.dumps(list(kinds)), item, limit - len(found)),
+            )
+            found += [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
+        return found
+
+    def named_stacks(self) -> Iterator[tuple[FileRow, str]]:
+        """Each stack that a table names, and the table."""
         rows = self._db.execute(
-            "SELECT e.kind, e.name FROM entries e WHERE e.live AND NOT EXISTS (SELECT 1 FROM files f "
-            "WHERE f.key = e.key AND f.kind = 'micrograph' AND f.state != 'superseded') ORDER BY e.id LIMIT ?",
-            (limit,),
+            f"SELECT {_FILE}, e.name FROM entries e JOIN files f ON f.id = e.file WHERE e.live AND e.kind = 'rows'"
         )
-        return [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
+        for row in rows:
+            yield _file(row), os.fsdecode(row[10])
 
     def ended_count(self, state: Literal["failed", "rejected"]) -> int:
         """Items that failed, or were rejected: jobs, and files that never became one."""
@@ -1026,20 +1065,22 @@ class Ledger:
         return int(row[0])
 
     def oldest_waiting(self) -> float | None:
-        """When the oldest micrograph was noticed that still waits or is queued."""
+        """When the oldest item was noticed that still waits or is queued."""
         oldest = [
             row[0]
+            for kind in ITEM_KINDS
             for state in ("ready", "queued")
             for row in self._db.execute(
-                "SELECT noticed FROM files WHERE kind = 'micrograph' AND state = ? ORDER BY id LIMIT 1", (state,)
+                "SELECT noticed FROM files WHERE kind = ? AND state = ? ORDER BY id LIMIT 1", (kind, state)
             )
         ]
         return min(oldest, default=None)
 
 
-_CONTESTED = "state = 'done' AND kind = 'micrograph' AND reason IS NOT NULL AND NOT gone"
+_ITEMS, _TABLES, _SAYING = str(ITEM_KINDS), str(TABLE_KINDS), str((*TABLE_KINDS, "mask"))  # as SQL writes them, too
+_CONTESTED = f"state = 'done' AND kind IN {_ITEMS} AND reason IS NOT NULL AND NOT gone"
 _NO_JOB = (
-    "f.kind IN ('micrograph', 'coordinates', 'ctf', 'mask', 'particles', 'map') "
+    "f.kind IN ('micrograph', 'coordinates', 'ctf', 'rows', 'mask', 'particles', 'map') "
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
 )
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"

@@ -20,7 +20,8 @@ import numpy.typing as npt
 Array = Any
 """An array of any backend that follows the array API standard (numpy, cupy, array-api-strict)."""
 
-Kind = Literal["micrograph", "coordinates", "ctf", "mask", "particles", "map", "other"]
+Kind = Literal["micrograph", "coordinates", "ctf", "rows", "mask", "particles", "map", "other"]
+"""What a file is, or what a table says: ``particles`` is a stack of images, ``rows`` the table rows that name them."""
 Label = Literal["particle", "noise"]
 FloatArray = npt.NDArray[np.float64]
 FIGURE_OF_MERIT = "rlnAutopickFigureOfMerit"
@@ -168,14 +169,44 @@ class Coordinates:
 
 
 @dataclass(frozen=True, slots=True)
+class ParticleRows:
+    """What a table says of images of one stack: n rows, in the table's order."""
+
+    image_index: npt.NDArray[np.int64]
+    """Which image of the stack each row names, from 0; shape (n,)."""
+    coordinates: Coordinates | None = None
+    """Where each was cut."""
+    ctf: tuple[Ctf, ...] | None = None
+    """One per row."""
+    pixel_size_angstrom: FloatArray | None = None
+    """Of each row's image, shape (n,); None where the table does not say."""
+    phase_flipped: npt.NDArray[np.bool_] | None = None
+    """Whether the phases of each row's image were flipped, shape (n,); None where the table does not say."""
+    columns: Columns = field(default_factory=dict)
+    """All other columns, by the names that they have in tables, values as they are written."""
+    optics_columns: tuple[Mapping[str, str], ...] = ()
+    """What the table says of each row's optics group, by column, as it is written; empty where it has no groups."""
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """What a reader of tables gives back for each micrograph that a table speaks of."""
+    """What a reader of tables gives back for each micrograph, or each stack of particles, that a table speaks of."""
 
     micrograph: str | None
-    """The micrograph's name as the file writes it; None where the file's own name says it."""
+    """The micrograph's name, or for rows the stack's, as the file writes it; None where the file's own name says it."""
     digest: str
     """Changes when, and only when, the rows do."""
-    data: Coordinates | Ctf
+    data: Coordinates | Ctf | ParticleRows
+
+    @property
+    def kind(self) -> Kind:
+        """What it tells."""
+        if isinstance(self.data, ParticleRows):
+            return "rows"
+        return "coordinates" if isinstance(self.data, Coordinates) else "ctf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +222,8 @@ class Particles:
     label: Label = "particle"
     phase_flipped: bool = False
     columns: Columns = field(default_factory=dict)
+    optics_columns: tuple[Mapping[str, str], ...] = ()
+    """What their table said of each image's optics group; empty for particles that were cut here."""
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])

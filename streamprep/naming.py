@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -157,13 +158,20 @@ def best_match(
         removed = min(
             (mine + theirs.index(stem) for mine, stem in enumerate(chain) if stem in theirs), default=len(name)
         )
-        folders = 0
-        for one, other in zip(reversed(wanted.parent.parts), reversed(path.parent.parts), strict=False):
-            if one != other:
-                break
-            folders += 1
-        return removed, -folders
+        return removed, -folders_in_common(name, candidate)
 
     scores = [misfit(candidate) for candidate in candidates]
     tied = [index for index, score in enumerate(scores) if score == min(scores)]
     return (tied[0], []) if len(tied) == 1 else (None, tied)
+
+
+def folders_in_common(name: str, path: str) -> int:
+    """How many folders of two paths agree, from the files upwards.
+
+    Examples
+    --------
+    >>> folders_in_common("Extract/job010/Micrographs/a.mrcs", "job010/Micrographs/a.mrcs")
+    2
+    """
+    folders = (reversed(PurePosixPath(text.replace("\\", "/")).parent.parts) for text in (name, path))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))

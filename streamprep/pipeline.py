@@ -148,6 +148,62 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
     return plan
 
 
+def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
+    """What each micrograph, and each stack of particles, needs before it can be processed, and the names for messages.
+
+    Micrographs are processed where operations on coordinates or an extraction are configured. Stacks are where there
+    are operations on particles and no extraction: else the particles of a session would be in its set twice, as they
+    came and as they were cut anew.
+
+    Raises
+    ------
+    ConfigError
+        An operation needs the CTF, and the configuration names no table; or it is one of a lane that sessions do not
+        have.
+    """
+    required: dict[Kind, dict[Kind, str]] = {}
+    if plan.extract is not None or any(plan.lane("coordinates")):
+        required["micrograph"] = _of_micrographs(config, plan)
+    if plan.extract is None and any(plan.lane("particles")):
+        required["particles"] = {"rows": "a table that names its images"}
+        if config.ctf is not None:
+            required["particles"]["ctf"] = f"ctf in {config.ctf.table}"
+    maps = [step.name for step in plan.lane("maps")]
+    if maps:
+        raise ConfigError(
+            f"{config.file}: [maps.{maps[0]}] sessions do not process maps yet; use streamprep apply {','.join(maps)} "
+            "INPUT OUTPUT, and leave the table out"
+        )
+    return required
+
+
+def why_not(kind: Kind, plan: Plan) -> str:
+    """Why a session takes no micrographs, stacks or maps."""
+    if kind == "particles" and plan.extract is not None:
+        return (
+            "a stack of particles; this session cuts its particles from micrographs ([extract]). A session without "
+            "[extract] processes stacks"
+        )
+    if kind == "map":
+        return "a map; sessions do not process maps yet, streamprep apply does"
+    return f"no operation for {'stacks of particles' if kind == 'particles' else 'micrographs'} is active"
+
+
+def _of_micrographs(config: Config, plan: Plan) -> dict[Kind, str]:
+    kinds: dict[Kind, str] = {"coordinates": "coordinates"}
+    for kind, patterns in plan.companions.items():
+        kinds[kind] = " ".join([kind, *sorted(pattern for pattern in patterns if pattern is not None)])
+    if config.ctf is not None:
+        kinds["ctf"] = f"ctf in {config.ctf.table}"
+    elif "ctf" in kinds:
+        needing = [step.name for step in plan.steps if "ctf" in step.params.companions()]
+        raise ConfigError(
+            f"{config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
+            'name its table, for example [ctf] table = "micrographs_ctf.star"'
+        )
+    return kinds
+
+
 def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins, where: str) -> Step:
     """One operation with its parameters, checked by its own model."""
     hook = OPERATION_HOOKS[table]
@@ -269,6 +325,23 @@ def run_micrograph(
             boxes = run_particles(plan, boxes, there, timer=timer)
             particles[label] = boxes.with_pixels(to_host(boxes.pixels))
     return ItemResult(context.item, generation, micrograph, sets, particles)
+
+
+def run_stack(
+    plan: Plan,
+    particles: Particles,
+    context: Context,
+    *,
+    generation: int = 1,
+    backend: Backend | None = None,
+    timer: Timer = _no_timer,
+) -> ItemResult:
+    """Run the particle lane on one existing stack; parameters, results and errors as of `run_micrograph`."""
+    if backend is not None:
+        particles = particles.with_pixels(backend.to_device(particles.pixels))
+    particles = run_particles(plan, particles, context, timer=timer)
+    particles = particles.with_pixels(to_host(particles.pixels))
+    return ItemResult(context.item, generation, None, {}, {particles.label: particles})
 
 
 def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer) -> Particles:

@@ -17,10 +17,13 @@ from streamprep.config import Config
 from streamprep.ledger import Ledger, SourceRow
 from streamprep.model import ConfigError, Kind
 from streamprep.naming import safe_part, unique_label
-from streamprep.pipeline import Plan
+from streamprep.pipeline import Plan, required_kinds
 from streamprep.watcher import Source, file_system_of, is_remote
 
 log = logging.getLogger(__name__)
+
+STACKS: Kind = "particles"
+"""What `SourceRow.kind` says of folders that are watched because tables name stacks there."""
 
 
 def make_sources(config: Config, plan: Plan) -> list[Source]:
@@ -61,35 +64,6 @@ def make_sources(config: Config, plan: Plan) -> list[Source]:
     return _labelled(sources, {}, set())
 
 
-def required_kinds(config: Config, plan: Plan) -> dict[Kind, str]:
-    """What each micrograph needs before it can be processed, and how that is called in messages.
-
-    Raises
-    ------
-    ConfigError
-        An operation needs the CTF, and the configuration names no table; or it is one of a lane that sessions do not
-        have.
-    """
-    kinds: dict[Kind, str] = {"coordinates": "coordinates"}
-    for kind, patterns in plan.companions.items():
-        kinds[kind] = " ".join([kind, *sorted(pattern for pattern in patterns if pattern is not None)])
-    if config.ctf is not None:
-        kinds["ctf"] = f"ctf in {config.ctf.table}"
-    elif "ctf" in kinds:
-        needing = [step.name for step in plan.steps if "ctf" in step.params.companions()]
-        raise ConfigError(
-            f"{config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
-            'name its table, for example [ctf] table = "micrographs_ctf.star"'
-        )
-    maps = [step.name for step in plan.lane("maps")]
-    if maps:
-        raise ConfigError(
-            f"{config.file}: [maps.{maps[0]}] sessions do not process maps yet; use streamprep apply {','.join(maps)} "
-            "INPUT OUTPUT, and leave the table out"
-        )
-    return kinds
-
-
 def _labelled(sources: Sequence[Source], labels: Mapping[tuple[str, Path], str], taken: set[str]) -> list[Source]:
     """Sources with the labels that their folders have already, and with new ones, each of its own, for the others."""
     known, used = dict(labels), set(taken)
@@ -116,6 +90,7 @@ def keep_labels(config: Config, sources: Sequence[Source], ledger: Ledger, outpu
         under other names.
     """
     rows = ledger.sources()
+    found_by_name = {row.label for row in rows if row.kind == STACKS}
     labels: dict[tuple[str, Path], str] = {}
     fresh: list[SourceRow] = []
     for source in sources:
@@ -144,11 +119,25 @@ def keep_labels(config: Config, sources: Sequence[Source], ledger: Ledger, outpu
             ledger.put_source(replace(row, label=source.label))
         if ledger.get("watching") not in (None, watching):
             count = ledger.forget_unwatched(
-                lambda label, path: any(source.label == label and source.wants(path) for source in made)
+                lambda label, path: (
+                    label in found_by_name or any(source.label == label and source.wants(path) for source in made)
+                )
             )
             log.warning("other folders are watched than before; %d files are not watched any more", count)
         ledger.put("watching", watching)
     return made
+
+
+def stacks_source(folder: Path, names: set[str], ledger: Ledger, output: Path) -> Source:
+    """A folder to watch because tables name stacks in it, under the label that it had before, or a new one."""
+    rows = ledger.sources()
+    real = Path(os.path.realpath(folder))
+    old = next((row for row in rows if (row.kind, row.root) == (STACKS, real)), None)
+    label = (
+        old.label if old is not None else unique_label(safe_part(folder.name or "root"), {row.label for row in rows})
+    )
+    ledger.put_source(SourceRow(label, STACKS, real, os.path.relpath(real, output), _place_of(real)))
+    return Source(real, label, kind=STACKS, names=names)
 
 
 def _place_of(folder: Path) -> str:
@@ -301,6 +290,8 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     elif made_with != plan.hash:
         ledger.close()
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
+    for kind, needed in required_kinds(config, plan).items():
+        ledger.require(needed, of=kind)
     if _plan_hash_of(output) != plan.hash:
         described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
         written = output / STATE_FOLDER / ".plan.json.tmp"

@@ -26,19 +26,19 @@ class Snapshot:
     jobs: dict[str, int]
     """Jobs in each state."""
     waiting: tuple[tuple[str, str, float], ...]
-    """The first micrographs that wait: item, what for, for how many seconds."""
+    """The first items that wait: their name, what for, for how many seconds."""
     waiting_count: int
     settling: int
     running: tuple[tuple[str, float], ...]
     """Items in the workers, and for how long [s]."""
     rows: dict[str, int]
     """Committed rows of each table."""
-    micrographs_per_hour: float
+    items_per_hour: float
     particles_per_second: float
     oldest_seconds: float
-    """Age of the oldest micrograph that is not done."""
+    """Age of the oldest item that is not done."""
     operation_seconds: dict[str, float]
-    """Mean time of each operation on one micrograph."""
+    """Mean time of each operation on one item."""
     failures: tuple[dict[str, Any], ...]
     """The newest failures and rejections."""
     failed: int
@@ -47,9 +47,16 @@ class Snapshot:
     unknown_files: int
     """Files of no known kind."""
     unmatched: tuple[tuple[str, str], ...]
-    """At the end: what tables say of micrographs that are not there; kind, name."""
+    """At the end: what tables say of micrographs and stacks that are not there; kind, name."""
     degraded: tuple[str, ...]
     disk_free_bytes: int
+    items: str = "micrographs"
+    """What the session works on: micrographs, stacks (of particles), or items where it is both."""
+
+
+def unmatched_text(kind: str, name: str) -> str:
+    """What a table says of something that is not there, for people."""
+    return f"without a stack: {name}" if kind == "rows" else f"without a micrograph: {kind} for {name}"
 
 
 @dataclass(slots=True)
@@ -57,20 +64,20 @@ class Rates:
     """What was finished in the last minutes, summed up by the second."""
 
     done: deque[tuple[float, int, int]] = field(default_factory=deque)
-    """Beginning of a second, micrographs, particles."""
+    """Beginning of a second, items, particles."""
 
     def add(self, now: float, particles: int) -> None:
-        """Count one micrograph, with its particles."""
+        """Count one item, with its particles."""
         if self.done and now - self.done[-1][0] < 1.0:
-            since, micrographs, before = self.done.pop()
-            self.done.append((since, micrographs + 1, before + particles))
+            since, items, before = self.done.pop()
+            self.done.append((since, items + 1, before + particles))
         else:
             self.done.append((now, 1, particles))
 
     def measure(self, now: float, since: float) -> tuple[float, float]:
-        """Micrographs per hour and particles per second, over the last minutes or since the start."""
+        """Items per hour and particles per second, over the last minutes or since the start."""
         while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
             self.done.popleft()
         span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
-        micrographs, particles = (sum(part[index] for part in self.done) for index in (1, 2))
-        return 3600 * micrographs / span, particles / span
+        items, particles = (sum(part[index] for part in self.done) for index in (1, 2))
+        return 3600 * items / span, particles / span

@@ -53,9 +53,13 @@ class Source:
     """What its files are, where that is known beforehand."""
     flip_y: bool = False
     """Whether its coordinates count y from the last row of the image."""
+    names: set[str] | None = None
+    """Only these files of the folder itself, where given; more may be added."""
 
     def wants(self, relative: str) -> bool:
         """Whether a path below the root is one of this source's files."""
+        if self.names is not None:
+            return relative in self.names
         if self.pattern is None:
             return True
         return relative.count("/") == self.depth and fnmatch.fnmatchcase(relative, self.pattern)
@@ -63,6 +67,8 @@ class Source:
     @property
     def depth(self) -> int | None:
         """How many folders deep its files can be; None for any."""
+        if self.names is not None:
+            return 0
         return None if self.pattern is None else self.pattern.count("/")
 
 
@@ -243,6 +249,34 @@ class Watcher:
                 observer.stop()
                 observer.join(timeout=5)
 
+    def covers(self, folder: Path) -> bool:
+        """Whether every file in a folder is looked for already, or none ever is to be."""
+        text, real = str(folder), os.path.realpath(folder)
+        if self._is_excluded(text) or self._is_excluded(real):
+            return True
+        paths = (folder, Path(real))
+        roots = [source.root for source in self.sources if source.depth is None]
+        return any(root == path or root in path.parents for root in roots for path in paths)
+
+    def add(self, source: Source) -> None:
+        """Watch a further source of named files; where its folder is watched for others already, for these, too."""
+        self.rescan()
+        for other in self.sources:
+            if other.names is not None and source.names is not None and other.root == source.root:
+                other.names.update(source.names)
+                return
+        self.sources = [*self.sources, source]
+        if self._observer is None:
+            return
+        kind = file_system_of(source.root)
+        if is_remote(kind):
+            self._trouble(f"events {source.root}", f"{source.root} is on {kind}, which gives no events: scanning it")
+            return
+        try:
+            self._observer.schedule(_Hints(self._hints), os.fspath(source.root), recursive=False)
+        except OSError as error:
+            self._trouble(f"events {source.root}", f"{source.root} gives no events: {error}; scanning it instead")
+
     @property
     def troubles(self) -> list[str]:
         """What makes it slower or blind to some files: shown to the user as a degraded state."""
@@ -385,9 +419,9 @@ class Watcher:
         target = Path(os.path.realpath(link))
         for other in self.sources:
             root = Path(os.path.realpath(other.root))
-            if root == target or target in root.parents:
+            if other.names is None and (root == target or target in root.parents):
                 return False
-            if other.pattern is None and other is not source and root in target.parents:
+            if other.depth is None and other is not source and root in target.parents:
                 return False
         return True
 

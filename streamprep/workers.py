@@ -42,16 +42,18 @@ from streamprep.model import (
     Kind,
     Micrograph,
     Optics,
+    ParticleRows,
     Reject,
     StreamprepError,
 )
-from streamprep.pipeline import OperationError, Plan, context_for, resolve, run_micrograph
+from streamprep.pipeline import OperationError, Plan, context_for, required_kinds, resolve, run_micrograph, run_stack
 from streamprep.plugin_manager import Plugins, load_plugins
+from streamprep.stacks import TooFewImages, make_particles
 
 log = logging.getLogger(__name__)
 
-Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted"]
-"""``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it."""
+Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted", "waits"]
+"""``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it. ``waits``: for a file to grow."""
 
 WORKER = "a worker process"
 """Stands where an operation's name would, for what no operation is to blame for."""
@@ -73,13 +75,14 @@ class TableJob:
 
 
 @dataclass(frozen=True, slots=True)
-class MicrographJob:
-    """Process one micrograph."""
+class ItemJob:
+    """Process one micrograph, or one stack of particles."""
 
     job: int
     item: Item
     generation: int
-    micrograph_name: str
+    name: str
+    """What tables call it."""
     identity: Identity
     inputs: tuple[tuple[JobInput, Path], ...]
     folder: Path
@@ -120,7 +123,10 @@ class _Worker:
     plan: Plan
     sinks: Sequence[Any]
     backend: Backend
-    tables: dict[tuple[Path, Identity], list[Entry]]
+    tables: dict[tuple[Path, Identity], dict[tuple[Kind, str], list[Entry]]]
+    """What tables say, by kind and name."""
+    wanted: frozenset[Kind]
+    """What tables may tell that is of use."""
 
 
 class _Stale(Exception):  # noqa: N818 - an outcome, not an error
@@ -153,7 +159,9 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
         plugins = load_plugins(block=config.plugins.block)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         backend = choose_backend(config.session.device)
-        _worker = _Worker(config, plugins, resolve(config, plugins), sinks, backend, {})
+        plan = resolve(config, plugins)
+        wanted = frozenset(kind for kinds in required_kinds(config, plan).values() for kind in kinds)
+        _worker = _Worker(config, plugins, plan, sinks, backend, {}, wanted)
     except Exception as error:
         said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
         _worker = Outcome("failed", said, WORKER, traceback.format_exc())
@@ -164,7 +172,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def run_job(job: TableJob | MicrographJob) -> Outcome:
+def run_job(job: TableJob | ItemJob) -> Outcome:
     """Run one job in this process. Never raises: what went wrong is in the outcome."""
     if _worker is None:
         raise RuntimeError("initialize() was not called in this process")
@@ -193,6 +201,8 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except _Stale as stale:
         made = Outcome("changed", stale.reason, doubted=stale.made)
+    except TooFewImages as wait:
+        made = Outcome("waits", str(wait))
     except InputError as error:
         made = Outcome("bad-input", str(error), running[-1] if running else None)
     except FileNotFoundError as error:
@@ -216,9 +226,9 @@ def run_job(job: TableJob | MicrographJob) -> Outcome:
     )
 
 
-def _note_running(job: TableJob | MicrographJob, name: str) -> None:
+def _note_running(job: TableJob | ItemJob, name: str) -> None:
     """Leave the name of the operation that begins where the daemon finds it if this process does not survive it."""
-    if isinstance(job, MicrographJob):
+    if isinstance(job, ItemJob):
         (job.folder / RUNNING).write_text(name, encoding="utf-8", errors="backslashreplace")
 
 
@@ -241,19 +251,18 @@ def _same(now: Identity, then: Identity) -> bool:
     return (now.size, now.mtime_ns, now.inode) == (then.size, then.mtime_ns, then.inode)
 
 
-def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[list[Entry], Identity]:
+def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[dict[tuple[Kind, str], list[Entry]], Identity]:
     """What a table holds, read once for each version of the file."""
     identity = identity_at(path)
     if (path, identity) not in worker.tables:
-        entries = worker.plugins.hook.read_item(item=Item(kind, path.stem, path))
+        entries: dict[tuple[Kind, str], list[Entry]] = {}
+        for entry in worker.plugins.hook.read_item(item=Item(kind, path.stem, path)):
+            if entry.kind in worker.wanted:
+                entries.setdefault((entry.kind, entry.micrograph or path.name), []).append(entry)
         while len(worker.tables) >= 8:
             del worker.tables[next(iter(worker.tables))]
         worker.tables[path, identity] = entries
     return worker.tables[path, identity], identity
-
-
-def _kind_of(entry: Entry) -> Kind:
-    return "coordinates" if isinstance(entry.data, Coordinates) else "ctf"
 
 
 def _read_table(worker: _Worker, job: TableJob) -> Outcome:
@@ -265,33 +274,30 @@ def _read_table(worker: _Worker, job: TableJob) -> Outcome:
         raise
     if not _same(before, job.identity) or identity_at(job.path) != before:
         return Outcome("changed", "the file changed while it was read")
-    rows: dict[tuple[Kind, str], EntryRow] = {}
-    for entry in entries:
-        name = entry.micrograph or job.path.name
-        count = len(entry.data) if isinstance(entry.data, Coordinates) else 1
-        row = EntryRow(_kind_of(entry), name, entry.digest, count)
-        if rows.setdefault((row.kind, name), row) is not row and rows[row.kind, name].digest != row.digest:
-            raise InputError(job.path, f"speaks of micrograph {name} twice, with different {row.kind}")
-    return Outcome("done", entries=tuple(rows.values()))
+    rows = []
+    for (kind, name), said in entries.items():
+        if len({entry.digest for entry in said}) > 1:
+            what = "stack" if kind == "rows" else "micrograph"
+            raise InputError(job.path, f"speaks of {what} {name} twice, with different {kind}")
+        data = said[0].data
+        rows.append(EntryRow(kind, name, said[0].digest, 1 if isinstance(data, Ctf) else len(data)))
+    return Outcome("done", entries=tuple(rows))
 
 
 def _process(
     worker: _Worker,
-    job: MicrographJob,
+    job: ItemJob,
     timer: Callable[[str], contextlib.AbstractContextManager[None]],
     warnings: list[str],
     notes: list[str],
 ) -> Outcome:
     if not _same(identity_at(job.item.path), job.identity):
-        return Outcome("changed", "the micrograph changed before it was read")
+        return Outcome("changed", f"the {job.item.kind} file changed before it was read")
     image = worker.plugins.hook.read_item(item=job.item)
     if not _same(identity_at(job.item.path), job.identity):
-        return Outcome("changed", "the micrograph changed while it was read")
+        return Outcome("changed", f"the {job.item.kind} file changed while it was read")
     job.folder.mkdir(parents=True)
     found = {made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind != "mask"}
-    coordinates, ctf = found.get("coordinates"), found.get("ctf")
-    if not isinstance(coordinates, Coordinates):
-        raise InputError(job.item.path, "no coordinates came with it")
     masks = {path: made for made, path in job.inputs if made.kind == "mask"}
 
     def read_image(path: Path) -> np.ndarray[Any, Any]:
@@ -310,31 +316,43 @@ def _process(
         warn=warnings.append,
         note=notes.append,
     )
-    micrograph = make_micrograph(worker.config, job, image, ctf if isinstance(ctf, Ctf) else None)
-    if job.flip_y:
-        turned = coordinates.xy_px * (1.0, -1.0) + (0.0, micrograph.shape_px[0] - 1.0)
-        coordinates = replace(coordinates, xy_px=turned)
-    result = run_micrograph(
-        worker.plan,
-        micrograph,
-        coordinates,
-        context,
-        generation=job.generation,
-        backend=worker.backend,
-        timer=timer,
-    )
+    ctf, coordinates, rows = found.get("ctf"), found.get("coordinates"), found.get("rows")
+    ctf = ctf if isinstance(ctf, Ctf) else None
+    if isinstance(rows, ParticleRows):
+        particles = make_particles(job.item, image, rows, worker.config.optics)
+        if ctf is not None:
+            particles = replace(particles, ctf=(ctf,) * len(particles))
+        result = run_stack(
+            worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer
+        )
+    elif isinstance(coordinates, Coordinates):
+        micrograph = make_micrograph(worker.config, job, image, ctf)
+        if job.flip_y:
+            turned = coordinates.xy_px * (1.0, -1.0) + (0.0, micrograph.shape_px[0] - 1.0)
+            coordinates = replace(coordinates, xy_px=turned)
+        result = run_micrograph(
+            worker.plan,
+            micrograph,
+            coordinates,
+            context,
+            generation=job.generation,
+            backend=worker.backend,
+            timer=timer,
+        )
+    else:
+        raise InputError(job.item.path, "no table came with it")
     staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
     return Outcome("done", staged=staged, remarks=image.remarks)
 
 
-def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf:
-    """What a table says of a micrograph, if it still says what the job was made of."""
+def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf | ParticleRows:
+    """What a table says of a micrograph or a stack, if it still says what the job was made of."""
     try:
         entries, _ = _entries(worker, path, made.kind)
     except (InputError, OSError) as error:
         raise _Stale(made, f"{path} cannot be read as it was before: {error}") from error
-    for entry in entries:
-        if (entry.micrograph or path.name) == made.name and entry.digest == made.digest:
+    for entry in entries.get((made.kind, made.name), ()):
+        if entry.digest == made.digest:
             return entry.data
     raise _Stale(made, f"{path} no longer says of {made.name} what it said")
 
@@ -348,7 +366,7 @@ def _check_mask(made: JobInput, path: Path) -> None:
         raise _Stale(made, f"{path} is not the mask that it was")
 
 
-def make_micrograph(config: Config, job: MicrographJob, image: Image, ctf: Ctf | None) -> Micrograph:
+def make_micrograph(config: Config, job: ItemJob, image: Image, ctf: Ctf | None) -> Micrograph:
     """A micrograph from what its file holds and what the configuration says of the microscope.
 
     Raises
@@ -374,7 +392,7 @@ def make_micrograph(config: Config, job: MicrographJob, image: Image, ctf: Ctf |
         config.optics.spherical_aberration_mm,
         config.optics.amplitude_contrast,
     )
-    return Micrograph(job.micrograph_name, pixels, optics, ctf)
+    return Micrograph(job.name, pixels, optics, ctf)
 
 
 class Executor(Protocol):
@@ -383,7 +401,7 @@ class Executor(Protocol):
     size: int
     """How many run at a time."""
 
-    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Start a job, or queue it."""
 
     def check(self) -> None:
@@ -401,7 +419,7 @@ class InlineExecutor:
     def __init__(self, config: Config) -> None:
         initialize(config, die_with_parent=False)
 
-    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Run a job."""
         future: Future[Outcome] = Future()
         future.set_result(run_job(job))
@@ -440,7 +458,7 @@ class LocalExecutor:
             context=multiprocessing.get_context("spawn"),
         )
 
-    def submit(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
         made: Future[Outcome] = Future()
         try:
@@ -449,7 +467,7 @@ class LocalExecutor:
             said = f"worker processes cannot be started with {sys.executable}: {error}"
             made.set_result(Outcome("unstarted", said, WORKER))
             return made
-        folder = job.folder if isinstance(job, MicrographJob) else None
+        folder = job.folder if isinstance(job, ItemJob) else None
 
         def lost(said: str) -> Outcome:
             operation = last_running(folder) if folder is not None else None
@@ -472,7 +490,7 @@ class LocalExecutor:
         self._handed_in[inner] = made
         return made
 
-    def _schedule(self, job: TableJob | MicrographJob) -> Future[Outcome]:
+    def _schedule(self, job: TableJob | ItemJob) -> Future[Outcome]:
         try:
             return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
         except (OSError, RuntimeError):  # the pool broke down, or could not begin

@@ -83,7 +83,7 @@ class Rig:
         micrograph = Identity(100, 1, 1, 1)
         file = self.ledger.notice("Micrographs", f"{name}.mrc", micrograph, "micrograph", 0.0)
         if file is not None:
-            self.ledger.micrograph_found(file)
+            self.ledger.item_found(file)
         identity = Identity(len(digest), zlib.crc32(digest.encode()), 1, 1)
         table = self.ledger.notice("Coordinates", f"{name}.star", identity, "coordinates", 0.0)
         assert table is not None

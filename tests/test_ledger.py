@@ -49,7 +49,7 @@ class Rig:
 
     def micrograph(self, path: str, source: str = "Micrographs") -> FileRow:
         file = self.notice(path, "micrograph", source)
-        self.ledger.micrograph_found(file)
+        self.ledger.item_found(file)
         return file
 
     def table(self, path: str, rows: dict[str, str], kind: Kind = "coordinates", source: str = "Coordinates") -> None:
@@ -801,7 +801,7 @@ def test_a_file_that_was_gone_is_taken_when_it_comes_back(rig: Rig) -> None:
     identity = rig.identity()
     file = rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
     assert file is not None
-    rig.ledger.micrograph_found(file)
+    rig.ledger.item_found(file)
     rig.table("mic.star", {"mic.star": "1"})
     (job,) = rig.claim()
     rig.ledger.file_gone(job.file.id)
@@ -810,7 +810,7 @@ def test_a_file_that_was_gone_is_taken_when_it_comes_back(rig: Rig) -> None:
     assert not rig.ledger.is_known("Micrographs", "mic.mrc", identity)
     again = rig.ledger.notice("Micrographs", "mic.mrc", identity, "micrograph", NOW)
     assert again is not None
-    rig.ledger.micrograph_found(again)
+    rig.ledger.item_found(again)
     assert [job.file.generation for job in rig.claim()] == [2]
 
 
@@ -1003,7 +1003,7 @@ def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path
     database.execute("PRAGMA user_version = 7")
     database.close()
     for _ in range(2):
-        with pytest.raises(LedgerError, match="schema 7, this one writes 2"):
+        with pytest.raises(LedgerError, match="schema 7, this one writes 3"):
             Ledger(path)
 
 

@@ -97,7 +97,7 @@ def read_item(item: Item) -> Image | list[Entry]:
         return mrc.read(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in SPIDER_ENDINGS:
         return spider.read(item.path)
-    if item.kind in ("coordinates", "ctf"):
+    if item.kind in ("coordinates", "ctf", "rows"):
         with item.path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         for reader in TABLES:

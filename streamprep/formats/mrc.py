@@ -307,10 +307,11 @@ def _true_statistics(header: Any, data: npt.NDArray[Any]) -> None:
     sections = data.reshape(len(data), -1)
     near = float(sections[0].mean(dtype=np.float64))  # so that the difference of squares loses no digits
     total = squares = 0.0
+    away = np.empty(sections.shape[1])
     for section in sections:
-        away = np.subtract(section, near, dtype=np.float64)
+        np.subtract(section, near, out=away, dtype=np.float64)
         total += float(away.sum())
-        squares += float(away @ away)
+        squares += float(np.square(away, out=away).sum())
     mean = total / data.size
     header.dmin, header.dmax = data.min(), data.max()
     header.dmean, header.rms = near + mean, max(squares / data.size - mean**2, 0.0) ** 0.5

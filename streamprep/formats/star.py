@@ -12,14 +12,15 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
-from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind
+from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind, ParticleRows
 
 MAX_BYTES = 4 << 30
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
-_COLUMN = re.compile(rb"^\s*_rln(?:Coordinate|Defocus)", re.MULTILINE)
+_COLUMN = re.compile(rb"^\s*_rln(?:Coordinate|Defocus|ImageName)", re.MULTILINE)
 
+PHASE_FLIPPED = "rlnCtfDataArePhaseFlipped"
 CTF_COLUMNS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _OPTICS_COLUMNS = {
     "rlnVoltage": "voltage_kv",
@@ -113,7 +114,9 @@ def read_loops(path: Path) -> list[Loop]:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """What a STAR file says about micrographs: their coordinates, or their CTF.
+    """What a STAR file says about micrographs: their coordinates, or their CTF; and about stacks: their rows.
+
+    A table of particles says both where each was picked and which image it is.
 
     Raises
     ------
@@ -123,13 +126,16 @@ def read_entries(path: Path) -> list[Entry]:
     loops = read_loops(path)
     entries: list[Entry] = []
     known = False
+    optics = next((loop for loop in loops if loop.block == "optics"), None)
     for loop in loops:
+        named = any("@" in name for name in loop.columns.get("rlnImageName", ()))
+        if named:
+            entries += _particle_rows(loop, optics)
         if "rlnCoordinateX" in loop or "rlnCoordinateY" in loop:
             entries += _coordinates(loop)
-        elif "rlnDefocusU" in loop and ("rlnMicrographName" in loop or "rlnMicrographNameNoDW" in loop):
-            optics = next((other for other in loops if other.block == "optics"), None)
+        elif not named and "rlnDefocusU" in loop and ("rlnMicrographName" in loop or "rlnMicrographNameNoDW" in loop):
             entries += _ctfs(loop, optics)
-        else:
+        elif not named:
             continue
         known = True
     if not known:
@@ -137,7 +143,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise InputError(
             path,
             "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
-            f"_rlnDefocusU) are in it; its columns are {names}",
+            f"_rlnDefocusU) nor the images of stacks (_rlnImageName) are in it; its columns are {names}",
         )
     return entries
 
@@ -179,23 +185,156 @@ def _ctfs(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
         yield Entry(micrograph, digest_of(ctf), ctf)
 
 
+def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
+    """The rows of each stack that a table of particles names.
+
+    Shifts in pixels, as RELION wrote them before 3.1, become shifts in Å, where the pixel size is known: later versions
+    do not look at the others.
+    """
+    stacks, index = image_names(loop.path, loop.columns["rlnImageName"], "_rlnImageName")
+    groups = _optics_rows(loop, optics)
+    ctfs = _loop_ctfs(loop, optics) if all(name in loop for name in CTF_COLUMNS) else None
+    pixel_size = _pixel_sizes(loop, optics)
+    flipped = _of_groups(loop, optics, PHASE_FLIPPED)
+    xy = None
+    if "rlnCoordinateX" in loop and "rlnCoordinateY" in loop:
+        xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
+    elsewhere = {"rlnImageName", "rlnOpticsGroup"}
+    if xy is not None:
+        elsewhere |= {"rlnCoordinateX", "rlnCoordinateY"}
+    if ctfs is not None:
+        elsewhere |= {*CTF_COLUMNS}
+    columns: dict[str, npt.NDArray[Any]] = {
+        name: np.array(values, dtype=object) for name, values in loop.columns.items() if name not in elsewhere
+    }
+    for old in ("rlnOriginX", "rlnOriginY"):
+        if old in columns and f"{old}Angst" not in columns and pixel_size is not None:
+            columns[f"{old}Angst"] = loop.floats(old) * pixel_size
+            del columns[old]
+    for stack, rows in stacks:
+        yield rows_entry(
+            stack,
+            ParticleRows(
+                index[rows],
+                None if xy is None else Coordinates(xy[rows]),
+                None if ctfs is None else tuple(ctfs[row] for row in rows.tolist()),
+                None if pixel_size is None else pixel_size[rows],
+                None if flipped is None else flipped[rows] != 0,
+                {name: values[rows] for name, values in columns.items()},
+                tuple(groups[row] for row in rows.tolist()) if groups else (),
+            ),
+        )
+
+
+_IMAGE_NAME = re.compile(r"([0-9]{1,12})@(.+)", re.DOTALL)
+
+
+def image_names(
+    path: Path, names: Sequence[str], column: str
+) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], npt.NDArray[np.int64]]:
+    """Split image names, as ``000001@stack.mrcs``.
+
+    Parameters
+    ----------
+    path, column
+        For messages.
+    names
+        One per row.
+
+    Returns
+    -------
+    stacks
+        Each stack's name, in order of first appearance, and its rows.
+    index
+        Number of each row's image in its stack, from 0.
+
+    Raises
+    ------
+    InputError
+        A name is of another form, or its number is 0.
+    """
+    rows: dict[str, list[int]] = {}
+    index = np.empty(len(names), np.int64)
+    for row, name in enumerate(names):
+        found = _IMAGE_NAME.fullmatch(name)
+        if found is None or not int(found[1]):
+            said = repr(name if len(name) <= 60 else f"{name[:57]}...")
+            raise InputError(path, f"row {row + 1}: {column} is {said}; it must be NUMBER@FILE, with numbers from 1")
+        index[row] = int(found[1]) - 1
+        rows.setdefault(found[2], []).append(row)
+    return [(stack, np.array(members)) for stack, members in rows.items()], index
+
+
+def rows_entry(stack: str, rows: ParticleRows) -> Entry:
+    """The rows of one stack, with the digest of all that they say."""
+    xy = None if rows.coordinates is None else rows.coordinates.xy_px.tolist()
+    pixel = None if rows.pixel_size_angstrom is None else rows.pixel_size_angstrom.tolist()
+    flipped = None if rows.phase_flipped is None else rows.phase_flipped.tolist()
+    columns = [(name, rows.columns[name].tolist()) for name in sorted(rows.columns)]
+    groups = [sorted(group.items()) for group in rows.optics_columns]
+    return Entry(stack, digest_of(rows.image_index.tolist(), xy, rows.ctf, pixel, flipped, columns, groups), rows)
+
+
+def _group_of_rows(loop: Loop, optics: Loop) -> list[int]:
+    """Row of data_optics that each row of a table belongs to; the first where the table does not say."""
+    numbers = {name: row for row, name in enumerate(optics.columns.get("rlnOpticsGroup", ["1"] * optics.rows))}
+    named = loop.columns.get("rlnOpticsGroup", [next(iter(numbers), "1")] * loop.rows)
+    unknown = next((name for name in named if name not in numbers), None)
+    if unknown is not None:
+        raise InputError(loop.path, f"row {named.index(unknown) + 1}: optics group {unknown} is not in data_optics")
+    return [numbers[name] for name in named]
+
+
+def _of_groups(loop: Loop, optics: Loop | None, column: str) -> FloatArray | None:
+    """A column of numbers: the row's own, else those of its optics group, else None."""
+    if column in loop:
+        return loop.floats(column)
+    if optics is None or column not in optics:
+        return None
+    return optics.floats(column)[_group_of_rows(loop, optics)]
+
+
+def _optics_rows(loop: Loop, optics: Loop | None) -> list[Mapping[str, str]]:
+    """All that data_optics says of each row's group but its number; rows of one group share it."""
+    if optics is None or not optics.rows:
+        return []
+    said = [
+        {name: values[row] for name, values in optics.columns.items() if name != "rlnOpticsGroup"}
+        for row in range(optics.rows)
+    ]
+    return [said[row] for row in _group_of_rows(loop, optics)]
+
+
+def _pixel_sizes(loop: Loop, optics: Loop | None) -> FloatArray | None:
+    """Pixel size of each row's image [Å]; before RELION 3.1, detector pixel [µm] over magnification."""
+    for column in ("rlnImagePixelSize", "rlnPixelSize"):
+        found = _of_groups(loop, optics, column)
+        if found is not None:
+            break
+    else:
+        if not ("rlnDetectorPixelSize" in loop and "rlnMagnification" in loop):
+            return None
+        magnification = loop.floats("rlnMagnification")
+        found = np.divide(
+            1e4 * loop.floats("rlnDetectorPixelSize"), magnification, out=np.zeros(loop.rows), where=magnification != 0
+        )
+    bad = np.flatnonzero(~((found > 0) & (found < 1e6)))
+    if len(bad):
+        raise InputError(
+            loop.path, f"row {bad[0] + 1}: its pixel size is {found[bad[0]]:g} Å; it must be above 0 and below 1e6"
+        )
+    return found
+
+
 def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
     """The CTF of each row. Microscope constants: the row's own columns, else those of its optics group."""
     columns = [loop.floats(name) for name in CTF_COLUMNS]
     columns.append(loop.floats("rlnPhaseShift") if "rlnPhaseShift" in loop else np.zeros(loop.rows))
     constants: dict[str, FloatArray] = {}
     for column, field in _OPTICS_COLUMNS.items():
-        if column in loop:
-            constants[field] = loop.floats(column)
-        elif optics is not None and column in optics:
-            groups = dict(zip(optics.columns.get("rlnOpticsGroup", ["1"]), optics.floats(column), strict=False))
-            named = loop.columns.get("rlnOpticsGroup", [next(iter(groups), "1")] * loop.rows)
-            unknown = next((name for name in named if name not in groups), None)
-            if unknown is not None:
-                raise InputError(
-                    loop.path, f"row {named.index(unknown) + 1}: optics group {unknown} is not in data_optics"
-                )
-            constants[field] = np.array([groups[name] for name in named])
+        found = _of_groups(loop, optics, column)
+        if found is not None:
+            constants[field] = found
     values = np.stack(columns, axis=1).tolist()
     return [
         Ctf(*row, **{field: float(numbers[index]) for field, numbers in constants.items()})

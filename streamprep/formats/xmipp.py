@@ -9,22 +9,27 @@
   ``_ctfVPPphaseshift`` in degrees.
 - ``_enabled``: 1 is in use, -1 is switched off. Rows with anything below 1 are left out.
 
+- Images of stacks (``.xmd``): ``_image`` as ``000001@stack``, numbered from 1, with any of the columns above.
+
 Source: Xmipp's metadata labels and the files that its programs write.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
-from streamprep.formats.star import Loop, digest_of, read_loops
-from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, InputError, Kind
+from streamprep.formats.star import Loop, digest_of, image_names, read_loops, rows_entry
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, Ctf, Entry, InputError, Kind, ParticleRows
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
+_NUMBERED = re.compile(rb"\d@\S")
 _CTF_COLUMNS = {
     "ctfDefocusU": "defocus_u_angstrom",
     "ctfDefocusV": "defocus_v_angstrom",
@@ -38,6 +43,7 @@ _CTF_FURTHER = {
     "ctfVPPphaseshift": "phase_shift_deg",
 }
 _RENAMED = {"cost": FIGURE_OF_MERIT}
+_RENAMED_ROWS = {**_RENAMED, "micrograph": "rlnMicrographName"}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
 
 
@@ -48,11 +54,13 @@ def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by cont
     names = set(re.findall(rb"^\s*_(\w+)", head, re.MULTILINE))
     if names & {b"xcoor", b"ycoor"}:
         return "coordinates"
+    if b"image" in names and _NUMBERED.search(head):
+        return "rows"
     return "ctf" if b"ctfDefocusU" in names else None
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """What an Xmipp file says about micrographs: their coordinates, or their CTF.
+    """What an Xmipp file says about micrographs: their coordinates, or their CTF; and about stacks: their rows.
 
     The micrograph is that of ``_micrograph``, else the file that ``_image`` names (``N@file`` or ``file``), else the
     one that the file itself is called by. Rows of a micrograph in several tables become one `Entry`. A micrograph
@@ -71,14 +79,46 @@ def read_entries(path: Path) -> list[Entry]:
         raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
     loops = read_loops(path)
     picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
-    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked]
-    if not picked and not fitted:
+    stacked = [loop for loop in loops if any("@" in name for name in loop.columns.get("image", ()))]
+    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked and loop not in stacked]
+    if not picked and not fitted and not stacked:
         names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
         raise InputError(
             path,
-            f"neither coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) are in it; its columns are {names}",
+            "neither coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) nor the images of stacks (_image) are in "
+            f"it; its columns are {names}",
         )
-    return _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
+    entries = _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
+    return entries + [entry for loop in stacked for entry in _particle_rows(loop)]
+
+
+def _particle_rows(loop: Loop) -> Iterable[Entry]:
+    """The rows of each stack that a table of particles names. Shifts and angles keep Xmipp's names and conventions."""
+    stacks, index = image_names(loop.path, loop.columns["image"], "_image")
+    enabled = _enabled(loop)
+    xy = np.stack([loop.floats("xcoor"), loop.floats("ycoor")], axis=1) if "xcoor" in loop and "ycoor" in loop else None
+    ctfs = _loop_ctfs(loop) if "ctfDefocusU" in loop else None
+    elsewhere = {"image", "enabled"}
+    if xy is not None:
+        elsewhere |= {"xcoor", "ycoor"}
+    if ctfs is not None:
+        elsewhere |= {*_CTF_COLUMNS, *_CTF_FURTHER}
+    columns: dict[str, npt.NDArray[Any]] = {
+        _RENAMED_ROWS.get(name, name): np.array(values, dtype=object)
+        for name, values in loop.columns.items()
+        if name not in elsewhere
+    }
+    for stack, named in stacks:
+        rows = named[enabled[named]]
+        yield rows_entry(
+            stack,
+            ParticleRows(
+                index[rows],
+                None if xy is None else Coordinates(xy[rows]),
+                None if ctfs is None else tuple(ctfs[row] for row in rows.tolist()),
+                columns={name: values[rows] for name, values in columns.items()},
+            ),
+        )
 
 
 def _enabled(loop: Loop) -> npt.NDArray[np.bool_]:
@@ -131,17 +171,24 @@ def _coordinates(loops: list[Loop]) -> list[Entry]:
 
 
 def _ctfs(loop: Loop) -> list[Entry]:
-    enabled = _enabled(loop)
+    rows = zip(_micrographs(loop), _loop_ctfs(loop), _enabled(loop), strict=True)
+    return [Entry(micrograph, digest_of(ctf), ctf) for micrograph, ctf, enabled in rows if enabled]
+
+
+def _loop_ctfs(loop: Loop) -> list[Ctf]:
+    """The CTF of each row; that of a row that is switched off is not looked at."""
     fields = {field: loop.floats(name) for name, field in _CTF_COLUMNS.items()}
     fields |= {field: loop.floats(name) for name, field in _CTF_FURTHER.items() if name in loop}
-    entries = []
-    for row, micrograph in enumerate(_micrographs(loop)):
-        if enabled[row]:
-            where = f"row {row + 1} of data_{loop.block}"
-            values = {name: float(numbers[row]) for name, numbers in fields.items()}
-            ctf = checked_ctf(loop.path, where, **values)
-            entries.append(Entry(micrograph, digest_of(ctf), ctf))
-    return entries
+    return [
+        checked_ctf(
+            loop.path,
+            f"row {row + 1} of data_{loop.block}",
+            **{name: float(numbers[row]) for name, numbers in fields.items()},
+        )
+        if used
+        else Ctf(0.0, 0.0, 0.0)
+        for row, used in enumerate(_enabled(loop).tolist())
+    ]
 
 
 def pos_text(coordinates: Coordinates) -> str:

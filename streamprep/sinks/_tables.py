@@ -10,6 +10,7 @@ from typing import Any
 from streamprep.formats import star
 from streamprep.hookspecs import StagedRows, Table
 from streamprep.model import Coordinates
+from streamprep.naming import unique_label
 
 LEADING = (
     "rlnImageName",
@@ -28,8 +29,9 @@ LEADING = (
 )
 """Columns that come first, in this order; further ones follow by name."""
 
+GROUP_NAME = "rlnOpticsGroupName"
 OPTICS_COLUMNS = (
-    "rlnOpticsGroupName",
+    GROUP_NAME,
     "rlnOpticsGroup",
     "rlnMicrographOriginalPixelSize",
     "rlnVoltage",
@@ -40,9 +42,6 @@ OPTICS_COLUMNS = (
     "rlnImageDimensionality",
     "rlnCtfDataArePhaseFlipped",
 )
-
-
-_TEXT = ("Name", "micrograph")
 
 
 class TextTable(Table):
@@ -69,7 +68,7 @@ class TextTable(Table):
         lines = []
         for line in block.decode().splitlines():
             values = dict(zip(have, star.split_row(line), strict=True))
-            lines.append(" ".join(values.get(name, "None" if name.endswith(_TEXT) else "0") for name in want) + "\n")
+            lines.append(" ".join(values.get(name, absent(name)) for name in want) + "\n")
         return "".join(lines).encode()
 
 
@@ -82,12 +81,15 @@ class StarTable(TextTable):
         """Everything before the first row."""
         text = "# version 30001\n"
         if optics:
-            numbered = [
-                {**group, "rlnOpticsGroup": number, "rlnOpticsGroupName": f"opticsGroup{number}"}
-                for number, group in enumerate(optics, start=1)
-            ]
-            names = [name for name in OPTICS_COLUMNS if any(name in group for group in numbered)]
-            text += star.table_text("optics", {name: [group.get(name, 0) for group in numbered] for name in names})
+            numbered: list[dict[str, Any]] = []
+            for number, group in enumerate(optics, start=1):
+                wanted = str(group.get(GROUP_NAME, f"opticsGroup{number}"))  # that of the table it came from
+                name = unique_label(wanted, [str(other[GROUP_NAME]) for other in numbered])
+                numbered.append({**group, "rlnOpticsGroup": number, GROUP_NAME: name})
+            known = {name for group in numbered for name in group}
+            names = [name for name in OPTICS_COLUMNS if name in known] + sorted(known - set(OPTICS_COLUMNS))
+            columns_of = {name: [group.get(name, absent(name)) for group in numbered] for name in names}
+            text += star.table_text("optics", columns_of)
             text += "\n\n# version 30001\n"
         return (text + star.loop_head("particles", columns)).encode()
 
@@ -107,10 +109,16 @@ def numbers(values: Sequence[Any]) -> list[float] | None:
     return found if all(map(math.isfinite, found)) else None
 
 
-def coordinate_columns(coordinates: Coordinates, micrograph: str) -> dict[str, Sequence[Any]]:
-    """The columns of coordinates: what their file had, then micrograph and position."""
+def absent(name: str) -> str:
+    """What stands in a column for a row that does not have it, as RELION takes it."""
+    return "None" if name.endswith(("Name", "micrograph")) else "0"
+
+
+def coordinate_columns(coordinates: Coordinates, micrograph: str | None) -> dict[str, Sequence[Any]]:
+    """The columns of coordinates: what their file had, then position, and the micrograph where it is known."""
     columns: dict[str, Sequence[Any]] = {name: values.tolist() for name, values in coordinates.columns.items()}
-    columns["rlnMicrographName"] = [micrograph] * len(coordinates)
+    if micrograph is not None:
+        columns["rlnMicrographName"] = [micrograph] * len(coordinates)
     columns["rlnCoordinateX"] = coordinates.xy_px[:, 0].tolist()
     columns["rlnCoordinateY"] = coordinates.xy_px[:, 1].tolist()
     return columns

@@ -1,8 +1,8 @@
-"""The particle sink: one immutable stack per micrograph, and growing tables that name the images."""
+"""The particle sink: one immutable stack for each item, and growing tables that name the images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ FOLDERS: Mapping[Label, str] = {"particle": "particles", "noise": "noise"}
 
 
 class ParticleSink(Sink):
-    """Stages each set of particles of a micrograph as one MRC stack, with the rows that name its images."""
+    """Stages each set of particles of an item as one MRC stack, with the rows that name its images."""
 
     name = "particles"
     folders = tuple(FOLDERS.values())
@@ -28,7 +28,7 @@ class ParticleSink(Sink):
     def __init__(self, config: Config) -> None:
         self._further = sorted(set(config.sets.further_tables))
         self._dtype = config.sets.stack_dtype
-        self._bright = "invert" in config.particles
+        self._inverted = "invert" in config.particles
         forms: Mapping[str, type[XmdTable] | type[CsTable]] = {"xmd": XmdTable, "cs": CsTable}
         self.tables: Sequence[Table] = [
             *(StarTable(f"{folder}.star") for folder in FOLDERS.values()),
@@ -44,7 +44,8 @@ class ParticleSink(Sink):
 
     def stage(self, result: ItemResult, folder: Path) -> Staged:
         """Write the stacks, durably, and describe them."""
-        files, rows = [], []
+        files: list[StagedFile] = []
+        rows: list[StagedRows] = []
         for label, particles in result.particles.items():
             if not len(particles):
                 continue
@@ -54,8 +55,8 @@ class ParticleSink(Sink):
             self._write(folder / staged, particles)
             size = (folder / staged).stat().st_size
             files.append(StagedFile(staged, final, size, _files.crc32_of(folder / staged)))
-            named = self._rows(label, particles, result, final)
-            rows += [named, *self._further_rows(label, named, result)]
+            for named in self._rows(label, particles, result, final):
+                rows += [named, *self._further_rows(label, named, result)]
         return Staged(tuple(files), tuple(rows))
 
     def _write(self, path: Path, particles: Particles) -> None:
@@ -63,47 +64,71 @@ class ParticleSink(Sink):
         mrc.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
         _files.fsync_file(path)
 
-    def _rows(self, label: Label, particles: Particles, result: ItemResult, final: str) -> StagedRows:
+    def _rows(self, label: Label, particles: Particles, result: ItemResult, final: str) -> Iterable[StagedRows]:
+        """The rows of a stack; those of each optics group by themselves."""
         count = len(particles)
         columns: dict[str, Sequence[Any]] = {}
-        if particles.coordinates is not None and result.micrograph is not None:
-            columns |= coordinate_columns(particles.coordinates, result.micrograph.name)
+        if particles.coordinates is not None:
+            name = None if result.micrograph is None else result.micrograph.name
+            columns |= coordinate_columns(particles.coordinates, name)
         columns |= {name: values.tolist() for name, values in particles.columns.items()}
         columns["rlnImageName"] = [f"{index:06d}@{self._prefix}{final}" for index in range(1, count + 1)]
-        optics: dict[str, Any] = {
-            "rlnImagePixelSize": particles.optics.pixel_size_angstrom,
-            "rlnImageSize": int(particles.pixels.shape[-1]),
-            "rlnImageDimensionality": 2,
-            "rlnVoltage": particles.optics.voltage_kv,
-            "rlnSphericalAberration": particles.optics.spherical_aberration_mm,
-            "rlnAmplitudeContrast": particles.optics.amplitude_contrast,
-            "rlnCtfDataArePhaseFlipped": int(particles.phase_flipped),
-        }
-        if result.micrograph is not None:
-            optics["rlnMicrographOriginalPixelSize"] = result.micrograph.optics.pixel_size_angstrom
         if particles.ctf is not None:
             columns["rlnDefocusU"] = [ctf.defocus_u_angstrom for ctf in particles.ctf]
             columns["rlnDefocusV"] = [ctf.defocus_v_angstrom for ctf in particles.ctf]
             columns["rlnDefocusAngle"] = [ctf.defocus_angle_deg for ctf in particles.ctf]
             if any(ctf.phase_shift_deg for ctf in particles.ctf):
                 columns["rlnPhaseShift"] = [ctf.phase_shift_deg for ctf in particles.ctf]
-            first = particles.ctf[0]
-            optics["rlnVoltage"] = first.voltage_kv
-            optics["rlnSphericalAberration"] = first.spherical_aberration_mm
-            optics["rlnAmplitudeContrast"] = first.amplitude_contrast
         columns["rlnOpticsGroup"] = [0] * count
-        return StagedRows(f"{FOLDERS[label]}.star", columns, count, optics)
+        original = None if result.micrograph is None else result.micrograph.optics.pixel_size_angstrom
+        for rows, optics in _optics_groups(particles, original):
+            own = columns if len(rows) == count else {name: _taken(values, rows) for name, values in columns.items()}
+            yield StagedRows(f"{FOLDERS[label]}.star", own, len(rows), optics)
 
-    def _further_rows(self, label: Label, rows: StagedRows, result: ItemResult) -> Iterator[StagedRows]:
+    def _further_rows(self, label: Label, rows: StagedRows, result: ItemResult) -> Iterable[StagedRows]:
         """The same rows for the tables of other programs."""
         if "xmd" in self._further:
             yield xmd_rows(rows, f"{FOLDERS[label]}.xmd")
         if "cs" in self._further:
+            # particles are dark in a micrograph, bright in the stacks that programs keep
+            bright = self._inverted == (result.micrograph is not None)
             shape = None if result.micrograph is None else result.micrograph.shape_px
-            yield cs_rows(rows, f"{FOLDERS[label]}.cs", micrograph_shape_px=shape, bright_particles=self._bright)
+            yield cs_rows(rows, f"{FOLDERS[label]}.cs", micrograph_shape_px=shape, bright_particles=bright)
+
+
+def _taken(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [values[row] for row in rows]
+
+
+def _optics_groups(particles: Particles, original: float | None) -> list[tuple[list[int], dict[str, Any]]]:
+    """The optics groups of a stack's images, each with its rows: what their table said, then what is known here."""
+    of_all = particles.optics
+    constants: Sequence[tuple[float, float, float]] = [
+        (ctf.voltage_kv, ctf.spherical_aberration_mm, ctf.amplitude_contrast) for ctf in particles.ctf or ()
+    ] or [(of_all.voltage_kv, of_all.spherical_aberration_mm, of_all.amplitude_contrast)] * len(particles)
+    said = particles.optics_columns or ({},) * len(particles)
+    groups: dict[tuple[tuple[float, float, float], int], list[int]] = {}
+    for row, (values, columns) in enumerate(zip(constants, said, strict=True)):
+        groups.setdefault((values, id(columns)), []).append(row)  # rows of one group share what the table says of it
+    made = []
+    for ((voltage, aberration, contrast), _), rows in groups.items():
+        optics: dict[str, Any] = {
+            **said[rows[0]],
+            "rlnImagePixelSize": of_all.pixel_size_angstrom,
+            "rlnImageSize": int(particles.pixels.shape[-1]),
+            "rlnImageDimensionality": 2,
+            "rlnVoltage": voltage,
+            "rlnSphericalAberration": aberration,
+            "rlnAmplitudeContrast": contrast,
+            "rlnCtfDataArePhaseFlipped": int(particles.phase_flipped),
+        }
+        if original is not None:
+            optics["rlnMicrographOriginalPixelSize"] = original
+        made.append((rows, optics))
+    return made
 
 
 @hookimpl
 def make_sinks(config: Config) -> Sequence[Sink]:
-    """One particle sink where boxes are extracted."""
-    return [ParticleSink(config)] if config.extract is not None else []
+    """One particle sink where boxes are extracted, or stacks processed."""
+    return [ParticleSink(config)] if config.extract is not None or config.particles else []

@@ -1,0 +1,420 @@
+"""The particle lane: stacks that exist already, with the tables that name their images, through whole sessions."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import starfile
+
+from streamprep.config import OpticsSection
+from streamprep.model import Coordinates, Image, InputError, Item, ParticleRows
+from streamprep.plugins.invert import invert
+from streamprep.stacks import NamedStacks, TooFewImages, make_particles
+from tests.conftest import Session
+from tests.outputs import images_of, read_table
+from tests.test_changes import once
+
+BOX = 12
+COLUMNS = (
+    "rlnImageName",
+    "rlnMicrographName",
+    "rlnCoordinateX",
+    "rlnCoordinateY",
+    "rlnOpticsGroup",
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnCtfMaxResolution",
+    "someoneElsesColumn",
+    "rlnOriginXAngst",
+)
+OPTICS = """
+# version 30001
+
+data_optics
+
+loop_
+_rlnOpticsGroupName #1
+_rlnOpticsGroup #2
+_rlnMtfFileName #3
+_rlnMicrographOriginalPixelSize #4
+_rlnVoltage #5
+_rlnSphericalAberration #6
+_rlnAmplitudeContrast #7
+_rlnImagePixelSize #8
+_rlnImageSize #9
+_rlnImageDimensionality #10
+_rlnCtfDataArePhaseFlipped #11
+krios1 1 mtf_k3.star 0.85 300.000000 2.700000 0.100000 1.700000 12 2 0
+krios2 2 mtf_k3.star 0.85 200.000000 1.400000 0.070000 1.700000 12 2 0
+"""
+
+
+def pixels_of(seed: int, count: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(3, 2, (count, BOX, BOX)).astype(np.float32)
+
+
+def write_stack(path: Path, pixels: npt.NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(pixels)
+        file.set_image_stack()
+        file.voxel_size = 1.7
+
+
+def rows_for(stack: str, numbers: Sequence[int], group: int = 1) -> list[str]:
+    stem = Path(stack).stem
+    return [
+        f"{number:06d}@{stack} Micrographs/{stem}.mrc {100 + number} {200 + number} {group} "
+        f"{10000 + number} 9000 15 {3.5 + number / 8} mark{number} {number / 4}"
+        for number in numbers
+    ]
+
+
+def write_table(path: Path, rows: Sequence[str], optics: str = OPTICS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = "".join(f"_{name} #{number}\n" for number, name in enumerate(COLUMNS, start=1))
+    path.write_text(f"{optics}\n\n# version 30001\n\ndata_particles\n\nloop_\n{names}" + "\n".join(rows) + "\n\n")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Session:
+    """A RELION project whose extraction job is watched."""
+    made = Session(tmp_path / "project")
+    (made.folder / "Extract" / "job010").mkdir(parents=True)
+    made.config.write_text('[session]\nwatch = ["Extract"]\nsettle_seconds = 0\n[particles.invert]\n')
+    return made
+
+
+STACKS = {f"Extract/job010/Micrographs/mic_{index}.mrcs": pixels_of(index, 3 + index) for index in range(3)}
+
+
+def all_rows() -> list[str]:
+    return [row for stack, pixels in STACKS.items() for row in rows_for(stack, range(1, len(pixels) + 1))]
+
+
+def expect(session: Session, wanted: dict[str, npt.NDArray[np.float32]]) -> pd.DataFrame:
+    """The published set is these stacks inverted, image for image, each with its own row."""
+    optics, rows = read_table(session.output / "particles.star")
+    assert optics is not None
+    images = images_of(session.output, "particles.star")
+    assert len(rows) == sum(map(len, wanted.values()))
+    for stack, pixels in wanted.items():
+        own = rows[rows["rlnMicrographName"] == f"Micrographs/{Path(stack).stem}.mrc"]
+        assert own["someoneElsesColumn"].tolist() == [f"mark{number}" for number in range(1, len(pixels) + 1)]
+        for image, name in zip(pixels, own["rlnImageName"], strict=True):
+            np.testing.assert_array_equal(images[name], -image)
+    return rows
+
+
+def check_shards(output: Path) -> None:
+    with sqlite3.connect(f"file:{output / '.streamprep' / 'ledger.sqlite'}?mode=ro", uri=True) as database:
+        known = {row[0] for row in database.execute("SELECT path FROM shards")}
+        doubled = database.execute(
+            "SELECT item, count(*) FROM jobs WHERE state = 'done' GROUP BY 1 HAVING count(*) > 1"
+        ).fetchall()
+    assert not doubled
+    assert {path.relative_to(output).as_posix() for path in (output / "particles").rglob("*.mrcs")} == known
+
+
+def test_every_column_and_every_pixel_of_relions_stacks_comes_through(project: Session) -> None:
+    for stack, pixels in STACKS.items():
+        write_stack(project.folder / stack, pixels)
+    write_table(project.folder / "Extract/job010/particles.star", all_rows())
+    done = once(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 stacks done, 0 waiting, 0 failed, 0 rejected" in done.stdout
+    rows = expect(project, STACKS)
+    given = starfile.read(project.folder / "Extract/job010/particles.star", always_dict=True)
+    both = rows.set_index(["rlnMicrographName", "someoneElsesColumn"]).sort_index()
+    wanted = given["particles"].set_index(["rlnMicrographName", "someoneElsesColumn"]).sort_index()
+    assert set(both.columns) == set(wanted.columns)
+    for name in set(wanted.columns) - {"rlnImageName", "rlnOpticsGroup"}:
+        np.testing.assert_allclose(both[name].to_numpy(float), wanted[name].to_numpy(float), err_msg=name)
+    optics, _ = read_table(project.output / "particles.star")
+    assert optics is not None
+    (group,) = optics.to_dict("records")
+    first = given["optics"].to_dict("records")[0]
+    assert {name: group[name] for name in first} == first
+    check_shards(project.output)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["table", *list(STACKS)[:2]])))
+def test_any_order_of_arrival_gives_the_same_set(project: Session, order: Sequence[str]) -> None:
+    wanted = {stack: STACKS[stack] for stack in list(STACKS)[:2]}
+    rows = [row for stack, pixels in wanted.items() for row in rows_for(stack, range(1, len(pixels) + 1))]
+    for arrival in order:
+        if arrival == "table":
+            write_table(project.folder / "Extract/job010/particles.star", rows)
+        else:
+            write_stack(project.folder / arrival, STACKS[arrival])
+        assert once(project).returncode == 0
+    expect(project, wanted)
+    check_shards(project.output)
+
+
+def test_stacks_and_tables_grow_whichever_is_ahead(project: Session) -> None:
+    stack = "Extract/job010/Micrographs/mic_0.mrcs"
+    table = project.folder / "Extract/job010/particles.star"
+    pixels = pixels_of(5, 9)
+    write_stack(project.folder / stack, pixels[:4])
+    write_table(table, rows_for(stack, range(1, 3)))  # the table has not come as far as the stack
+    assert once(project).returncode == 0
+    expect(project, {stack: pixels[:2]})
+    write_table(table, rows_for(stack, range(1, 8)))  # now it is ahead
+    told = once(project)
+    assert told.returncode == 0
+    assert "waits for image 7, which a table names; the stack holds 4 so far" in told.stdout
+    expect(project, {stack: pixels[:2]})  # what was there stays until there is more
+    write_stack(project.folder / stack, pixels)
+    assert once(project).returncode == 0
+    expect(project, {stack: pixels[:7]})
+    write_table(table, rows_for(stack, range(1, 10)))
+    assert once(project).returncode == 0
+    expect(project, {stack: pixels})
+    check_shards(project.output)
+
+
+def test_a_stack_alone_waits_for_a_table(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 2))
+    assert "Extract/a: waits for a table that names its images" in once(project).stdout
+    assert "waiting: Extract/a: waits for a table that names its images" in project.call("status").stdout
+
+
+def test_a_table_alone_names_stacks_that_lie_elsewhere(project: Session) -> None:
+    """The table is watched, the stacks are not: they are found from the project's folder, also when they come later."""
+    (project.folder / "Selected").mkdir()
+    project.edit('watch = ["Extract"]', 'watch = ["Selected"]')
+    names = list(STACKS)
+    write_stack(project.folder / names[0], STACKS[names[0]])
+    write_stack(project.folder / "Extract/job010/Micrographs/nobody_named_it.mrcs", pixels_of(9, 2))
+    write_table(project.folder / "Selected/chosen.star", all_rows())
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"without a stack: {names[1]}" in told.stdout
+    assert "nobody_named_it" not in told.stdout
+    expect(project, {names[0]: STACKS[names[0]]})
+    write_stack(project.folder / names[1], STACKS[names[1]])
+    assert once(project).returncode == 0
+    for stack in names[1:]:
+        write_stack(project.folder / stack, STACKS[stack])
+    assert once(project).returncode == 0
+    expect(project, STACKS)
+    check_shards(project.output)
+
+
+def test_xmipp_tables_name_stacks_too(project: Session) -> None:
+    pixels = pixels_of(2, 4)
+    write_stack(project.folder / "Extract/a.mrcs", pixels)
+    (project.folder / "Extract/images.xmd").write_text(
+        "# XMIPP_STAR_1 * \n# \ndata_noname\nloop_\n _itemId\n _enabled\n _image\n _micrograph\n _xcoor\n _ycoor\n"
+        " _ctfVoltage\n _ctfDefocusU\n _ctfDefocusV\n _ctfDefocusAngle\n _ctfSphericalAberration\n _ctfQ0\n _shiftX\n"
+        + "".join(
+            f" {number} {-1 if number == 3 else 1} {number:06d}@Extract/a.mrcs mics/m.mrc {number}0 {number}1"
+            f" 200.0 1500{number}.0 14000.0 30.0 1.4 0.07 -{number}.25\n"
+            for number in (4, 3, 2, 1)
+        )
+    )
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    optics, rows = read_table(project.output / "particles.star")
+    assert optics is not None
+    assert optics["rlnVoltage"].tolist() == [200]
+    assert optics["rlnImagePixelSize"].tolist() == [pytest.approx(1.7)]
+    assert rows["itemId"].tolist() == [4, 2, 1]
+    assert rows["shiftX"].tolist() == [-4.25, -2.25, -1.25]
+    assert rows["rlnCoordinateX"].tolist() == [40, 20, 10]
+    assert rows["rlnDefocusU"].tolist() == [15004, 15002, 15001]
+    assert rows["rlnMicrographName"].tolist() == ["mics/m.mrc"] * 3
+    images = images_of(project.output, "particles.star")
+    for name, number in zip(rows["rlnImageName"], (4, 2, 1), strict=True):
+        np.testing.assert_array_equal(images[name], -pixels[number - 1])
+
+
+def test_images_of_one_stack_keep_the_optics_groups_that_they_are_of(project: Session) -> None:
+    stack = "Extract/both.mrcs"
+    pixels = pixels_of(3, 6)
+    write_stack(project.folder / stack, pixels)
+    rows = rows_for(stack, [1, 2], group=2) + rows_for(stack, [3, 4]) + rows_for(stack, [5, 6], group=2)
+    write_table(project.folder / "Extract/particles.star", rows)
+    assert once(project).returncode == 0
+    optics, found = read_table(project.output / "particles.star")
+    assert optics is not None
+    names = dict(zip(optics["rlnOpticsGroup"], optics["rlnOpticsGroupName"], strict=True))
+    voltages = dict(zip(optics["rlnOpticsGroup"], optics["rlnVoltage"], strict=True))
+    images = images_of(project.output, "particles.star")
+    assert len(found) == 6
+    for name, mark, group in zip(
+        found["rlnImageName"], found["someoneElsesColumn"], found["rlnOpticsGroup"], strict=True
+    ):
+        number = int(mark.removeprefix("mark"))
+        np.testing.assert_array_equal(images[name], -pixels[number - 1])
+        assert (names[group], voltages[group]) == (("krios1", 300) if number in (3, 4) else ("krios2", 200))
+
+
+def test_the_same_name_in_two_folders_is_two_stacks(project: Session) -> None:
+    wanted = {f"Extract/{job}/mic.mrcs": pixels_of(number, 2) for number, job in enumerate(("job1", "job2"))}
+    for stack, pixels in wanted.items():
+        write_stack(project.folder / stack, pixels)
+        write_table(project.folder / Path(stack).parent / "particles.star", rows_for(stack, (1, 2)))
+    assert once(project).returncode == 0
+    images = images_of(project.output, "particles.star")
+    for stack, pixels in wanted.items():
+        for number in (1, 2):
+            np.testing.assert_array_equal(images[f"{number:06d}@particles/{stack}"], -pixels[number - 1])
+
+
+def test_the_tables_of_one_job_that_say_it_twice_count_once(project: Session) -> None:
+    """RELION leaves ``x_extract.star`` beside each stack; its rows are in particles.star, too."""
+    for stack, pixels in STACKS.items():
+        write_stack(project.folder / stack, pixels)
+        rows = rows_for(stack, range(1, len(pixels) + 1))
+        write_table(project.folder / stack.replace(".mrcs", "_extract.star"), rows, optics="")
+    assert once(project).returncode == 0
+    expect(project, STACKS)
+    write_table(project.folder / "Extract/job010/particles.star", all_rows())
+    assert once(project).returncode == 0
+    expect(project, STACKS)
+    check_shards(project.output)
+
+
+def test_two_tables_that_say_different_things_of_a_stack_are_an_ambiguity(project: Session) -> None:
+    stack = "Extract/mic.mrcs"
+    write_stack(project.folder / stack, pixels_of(0, 3))
+    write_table(project.folder / "Extract/first.star", rows_for(stack, (1, 2)))
+    write_table(project.folder / "Extract/second.star", rows_for(stack, (1, 3)))
+    told = once(project).stdout
+    assert "has several rows files: Extract/first.star, Extract/second.star; leave one of them" in told
+    (project.folder / "Extract/second.star").unlink()
+    assert once(project).returncode == 0
+    expect(project, {stack: pixels_of(0, 3)[:2]})
+
+
+def test_a_session_that_cuts_particles_takes_no_stacks(session: Session) -> None:
+    """Its particles would be in the set twice."""
+    write_stack(session.folder / "Micrographs" / "old.mrcs", pixels_of(0, 2))
+    write_table(session.folder / "Coordinates" / "old.star", rows_for("Micrographs/old.mrcs", (1, 2)))
+    told = once(session)
+    assert "this session cuts its particles from micrographs ([extract])" in told.stdout
+    assert "3 micrographs done, 0 waiting, 0 failed, 1 rejected" in told.stdout
+    assert set(read_table(session.output / "particles.star")[1]["rlnMicrographName"]) == {
+        f"Micrographs/mic_000{number}.mrc" for number in (1, 2, 3)
+    }
+
+
+def test_stacks_that_cannot_be_used_fail_with_the_reason_and_the_others_are_done(project: Session) -> None:
+    bad = pixels_of(1, 3)
+    bad[1, 5, 5] = np.nan
+    write_stack(project.folder / "Extract/nan.mrcs", bad)
+    with mrcfile.new(project.folder / "Extract/flat.mrcs") as file:
+        file.set_data(np.ones((2, 6, 9), np.float32))
+        file.set_image_stack()
+    write_stack(project.folder / "Extract/good.mrcs", pixels_of(2, 2))
+    rows = [row for name in ("nan", "flat", "good") for row in rows_for(f"Extract/{name}.mrcs", (1, 2))]
+    write_table(project.folder / "Extract/particles.star", rows)
+    write_table(project.folder / "Extract/zero.star", ["0@Extract/good.mrcs a 1 2 1 1 1 1 1 a 1"])
+    told = once(project)
+    assert told.returncode == 1
+    assert "nan.mrcs: image 2 holds values that are not finite" in told.stdout
+    assert "flat.mrcs: a stack of particles holds square images; this holds float32 of (2, 6, 9)" in told.stdout
+    assert "zero.star: row 1: _rlnImageName is '0@Extract/good.mrcs'; it must be NUMBER@FILE" in told.stdout
+    expect(project, {"Extract/good.mrcs": pixels_of(2, 2)})
+
+
+def test_a_session_with_stacks_elsewhere_can_be_moved(project: Session, tmp_path: Path) -> None:
+    (project.folder / "Selected").mkdir()
+    project.edit('watch = ["Extract"]', 'watch = ["Selected"]')
+    names = list(STACKS)
+    for stack in names[:2]:
+        write_stack(project.folder / stack, STACKS[stack])
+    write_table(project.folder / "Selected/chosen.star", all_rows())
+    assert once(project).returncode == 0
+    before = read_table(project.output / "particles.star")[1]
+    shutil.move(project.folder, tmp_path / "elsewhere")
+    moved = Session(tmp_path / "elsewhere")
+    assert once(moved).returncode == 0
+    pd.testing.assert_frame_equal(read_table(moved.output / "particles.star")[1], before)
+    write_stack(moved.folder / names[2], STACKS[names[2]])
+    assert once(moved).returncode == 0
+    expect(moved, STACKS)
+
+
+# --- the parts ---
+
+
+def image(count: int = 4) -> Image:
+    return Image(pixels_of(0, count), 2.5)
+
+
+ITEM = Item("particles", "a", Path("a.mrcs"))
+
+
+def test_particles_are_in_the_order_of_the_rows() -> None:
+    rows = ParticleRows(np.array([2, 0, 2]), Coordinates(np.ones((3, 2))), columns={"a": np.arange(3)})
+    made = make_particles(ITEM, image(), rows, OpticsSection())
+    np.testing.assert_array_equal(made.pixels, image().pixels[[2, 0, 2]])
+    assert made.optics.pixel_size_angstrom == 2.5
+    assert len(made) == len(made.columns["a"]) == 3
+
+
+def test_no_rows_make_no_particles() -> None:
+    assert len(make_particles(ITEM, image(), ParticleRows(np.zeros(0, np.int64)), OpticsSection())) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "configured", "wanted"), [([1.5, 1.5], 9.0, 1.5), (None, 9.0, 9.0), (None, None, 2.5)]
+)
+def test_the_tables_pixel_size_counts_before_the_configurations_before_the_headers(
+    sizes: list[float] | None, configured: float | None, wanted: float
+) -> None:
+    rows = ParticleRows(np.arange(2), pixel_size_angstrom=None if sizes is None else np.array(sizes))
+    optics = make_particles(ITEM, image(), rows, OpticsSection(pixel_size_angstrom=configured)).optics
+    assert optics.pixel_size_angstrom == wanted
+
+
+def test_a_table_ahead_of_its_stack_is_told_apart_from_a_fault() -> None:
+    with pytest.raises(TooFewImages, match="waits for image 5, which a table names; the stack holds 4 so far"):
+        make_particles(ITEM, image(), ParticleRows(np.array([0, 4])), OpticsSection())
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (ParticleRows(np.arange(2), pixel_size_angstrom=np.array([1.0, 1.5])), "pixel sizes of 1 and 1.5"),
+        (ParticleRows(np.arange(2), phase_flipped=np.array([True, False])), "flipped and of others not"),
+    ],
+)
+def test_images_of_one_stack_must_be_alike(rows: ParticleRows, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make_particles(ITEM, image(), rows, OpticsSection())
+
+
+def test_named_stacks_are_found_from_the_tables_folder_upwards_and_from_the_sessions(tmp_path: Path) -> None:
+    near, above, own = tmp_path / "p/t/near/a.mrcs", tmp_path / "p/above/a.mrcs", tmp_path / "s/own/a.mrcs"
+    for path in (near, above, own):
+        path.parent.mkdir(parents=True)
+    for path in (near, above):
+        path.touch()
+    stacks = NamedStacks(tmp_path / "s", watched=lambda folder: folder == above.parent)
+    names = ["near/a.mrcs", "above/a.mrcs", "own/a.mrcs", str(near), "../x/a.mrcs", "..", "", "bad\0/a.mrcs"]
+    stacks.add(tmp_path / "p/t/t.star", names)
+    assert stacks.look() == {near.parent: {"a.mrcs"}}
+    own.touch()
+    assert stacks.look() == {own.parent: {"a.mrcs"}}
+    assert stacks.look() == {}
+    stacks.add(tmp_path / "p/t/t.star", ["near/b.mrcs"])  # its folder is known, so it may still be to come
+    assert stacks.look() == {near.parent: {"b.mrcs"}}
+
+
+def test_the_operations_of_the_lane_are_those_of_cut_particles() -> None:
+    pixels = pixels_of(0, 2)
+    np.testing.assert_array_equal(invert(pixels), -pixels)
