@@ -53,6 +53,9 @@ WHAT_TO_DO = {
 }
 """What to do about an error of the operating system that nothing else has explained."""
 
+_TOLD = 5
+"""Files that check passed over and names."""
+
 log = logging.getLogger(__name__)
 
 
@@ -225,9 +228,15 @@ def init(
 
 @app.command()
 def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
-    """Check the configuration, the folders, the disk and the GPU, without processing anything.
+    """Check the configuration, the folders, the disk, the GPU, and which way y runs, without processing anything.
 
-    Example: [bold]streamprep check streamprep.toml[/bold]
+    Where coordinates and their micrographs are there already, up to 8 micrographs of
+    each watched folder show whether they stand out from the background more at the
+    coordinates as they are, or with y turned over. That they certainly fit the other
+    way is a warning, with what to set, and leaves the exit code at 0; it is 1 where
+    the disk is too full, and 2 for a wrong configuration.
+
+    Example: [bold]streamprep check streamprep.toml --set 'matching.flip_y=["Coordinates"]'[/bold]
     """
     loaded, plugins, plan = _prepare(config, overrides)
     from streamprep.arrays import choose_backend
@@ -252,8 +261,25 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         _out(f"note           no [extract] table: no boxes will be cut{stacks}")
     if loaded.optics.pixel_size_angstrom is None:
         _out("note           no [optics] pixel_size_angstrom: it is taken from each micrograph's header")
+    _check_orientation(loaded, plugins, plan, output)
     if short:
         raise typer.Exit(1)
+
+
+def _check_orientation(config: Config, plugins: Plugins, plan: Plan, output: Path) -> None:
+    from streamprep import orientation
+
+    findings, passed_over = orientation.measure(config, plugins, plan, output)
+    for finding in findings:
+        text = finding.text(config.matching.flip_y)
+        if finding.wrong:
+            sys.stderr.write(f"warning: coordinates of {_shown(text)}\n")
+        else:
+            _out(f"coordinates    {text}")
+    for line in passed_over[:_TOLD]:
+        _out(f"note           passed over {line}")
+    if len(passed_over) > _TOLD:
+        _out(f"note           {len(passed_over) - _TOLD} more files were passed over")
 
 
 def _writable(output: Path) -> Path:

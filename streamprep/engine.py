@@ -136,7 +136,7 @@ class Engine:
         self.watcher = Watcher(
             self.sources,
             known=lambda source, relative, identity: self.ledger.is_known(source.label, relative, identity),
-            missing=formats.missing,
+            missing=self._missing,
             settle_seconds=config.session.settle_seconds,
             incomplete_seconds=config.session.incomplete_seconds,
             rescan_seconds=config.session.rescan_seconds,
@@ -152,6 +152,8 @@ class Engine:
         self._not_before: dict[tuple[Literal["job", "table"], int], float] = {}
         self._failing: dict[str, set[str]] = {}
         self._doubts: Counter[int] = Counter()
+        self._waiting: set[int] = set()
+        """Tables that were found to need another file."""
         self._mode: Mode = "starting"
         self._message = ""
         self._signals = 0
@@ -265,7 +267,7 @@ class Engine:
         if self._mode == "stopped":
             return True
         if (
-            self.ledger.waiting_tables(1)
+            self.ledger.waiting_tables(1, excluded=self._waiting)
             or self.ledger.has_ready_jobs()
             or self.watcher.scans_completed > self._checked
         ):
@@ -285,14 +287,19 @@ class Engine:
 
     def _take_one(self, arrival: Arrival) -> None:
         kind, problem = arrival.source.kind, arrival.problem
-        if kind is None:
+        one_of_many = kind == "ctf" and arrival.source.is_pattern  # programs write logs and spectra beside them
+        if problem is None and (kind is None or one_of_many):
             try:
-                kind = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head) if not problem else None
+                told = self.plugins.hook.classify_path(path=arrival.path, head=arrival.head)
+                if kind is None:
+                    kind = told
+                elif told not in ("coordinates", "ctf"):
+                    kind = "other"
             except InputError as error:
                 problem = error.reason
             except Exception as error:
                 problem = f"a plugin failed in classify_path: {type(error).__name__}: {error}"
-        if problem is None and kind is None:
+        if problem is None and kind in (None, "other"):
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
             return
         if kind is None:
@@ -311,6 +318,15 @@ class Engine:
             self.ledger.mask_found(file)
         elif kind in ("micrograph", "particles", "map"):
             self.ledger.file_failed(file.id, why_not(kind, self.plan), final=True, state="rejected")
+
+    def _missing(self, path: Path, size_bytes: int, head: bytes) -> str | None:
+        """What a file still lacks, by the plugins that know its format."""
+        try:
+            return self.plugins.hook.missing_part(path=path, size_bytes=size_bytes, head=head) or None
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            raise InputError(path, f"a plugin failed in missing_part: {type(error).__name__}: {error}") from error
 
     def _look_for_removed(self) -> None:
         """After each full scan: do the files still exist on which it depends what becomes of a micrograph?"""
@@ -413,6 +429,10 @@ class Engine:
         elif outcome.verdict in ("changed", "unstarted"):
             self.watcher.rescan()
             self._not_before["table", table.id] = self._clock() + 1.0
+        elif outcome.verdict == "waits":
+            self.ledger.table_waits(table.id, outcome.reason or "waits")
+            self._waiting.add(table.id)
+            self._not_before["table", table.id] = self._clock() + self.config.session.rescan_seconds
         elif outcome.verdict == "gone":
             self.ledger.file_gone(table.id)
             self._item_finished(path, "superseded", "the file was removed before it was read")

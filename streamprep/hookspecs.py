@@ -104,11 +104,24 @@ def operation(hook: str, *, order: int, params: type[Params] = Params, name: str
 
 
 @hookspec(firstresult=True)
+def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
+    """Say what is not there yet of a file that may still be being written.
+
+    When: once a file has not changed for a while, before `classify_path`; again when it has changed. Receives: the
+    path, its size, and its first 4096 bytes. Returns: what is missing, for people; an empty text where the file is
+    whole; None to let the next implementation decide. A file of a format that nobody knows counts as whole. Raises:
+    InputError for one that can never become whole.
+
+    Example: ``return "its last line" if path.suffix == ".mine" and not head.endswith(b"end") else None``
+    """
+
+
+@hookspec(firstresult=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
     """Say what a settled, complete file is.
 
     When: once per arrival, before it enters the ledger. Receives: the path, and the first 4096 bytes. Returns: the
-    kind, or None to let the next implementation decide; a file that nobody knows is left alone and counted.
+    kind, or None to let the next implementation decide; what is ``other``, or nobody knows, is left alone and counted.
     Raises: InputError for a file that is certainly broken.
 
     Example: ``return "map" if path.suffix == ".ccp4" else None``
@@ -122,7 +135,7 @@ def read_item(item: Item) -> Any:
     When: in a worker, right before the operations. Receives: the item. Returns: an `Image`, or for tables a list of
     `Entry`, one per micrograph; None to let the next implementation try. Raises: InputError that says what is wrong.
 
-    Example: ``return Image(tifffile.imread(item.path)) if item.path.suffix == ".tif" else None``
+    Example: ``return Image(read_dm4(item.path)) if item.path.suffix == ".dm4" else None``
     """
 
 

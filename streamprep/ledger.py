@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from streamprep.joins import JobInput, Match, join, mask_digest
+from streamprep.joins import JobInput, Match, Places, join, mask_digest
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
@@ -52,8 +52,7 @@ CREATE TABLE files (
 CREATE INDEX files_by_key ON files (key, kind);
 CREATE INDEX files_by_state ON files (kind, state);
 CREATE INDEX files_by_item ON files (item);
-CREATE INDEX files_contested ON files (id)
-  WHERE state = 'done' AND kind IN ('micrograph', 'particles') AND reason IS NOT NULL;
+CREATE INDEX files_contested ON files (id) WHERE state = 'done' AND reason IS NOT NULL;
 CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
@@ -203,9 +202,13 @@ class Ledger:
         True on a network file system: a rollback journal instead of a write-ahead log.
     suffixes
         Endings that are ignored when a table's name is matched with a micrograph's.
+    folder
+        The session's, from which tables may name stacks.
     """
 
-    def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = (), folder: Path = Path("/")
+    ) -> None:
         self._suffixes: tuple[str, ...] = ()
         self._required: dict[Kind, dict[Kind, str]] = {}
         self.looked_up_to = 0
@@ -219,6 +222,7 @@ class Ledger:
         try:
             self._open(path, remote=remote)
             self._match_with(suffixes)
+            self._places = Places({row.label: row.root.as_posix() for row in self.sources()}, folder.as_posix())
         except BaseException:
             self._db.close()
             raise
@@ -313,6 +317,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
                 (source.label, source.kind, os.fsencode(source.root), os.fsencode(source.relative), source.place),
             )
+        self._places = replace(self._places, roots={**self._places.roots, source.label: source.root.as_posix()})
 
     def forget_unwatched(self, watched: Callable[[str, str], bool]) -> int:
         """Let go of the files that the configuration does not name any more; what is done stays done.
@@ -533,6 +538,11 @@ class Ledger:
         """Record a mask as an entry of its own, and join."""
         self.table_read(file.id, [EntryRow("mask", file.path, mask_digest(file.identity), 1)])
 
+    def table_waits(self, file: int, reason: str) -> None:
+        """Record that a table cannot be read without another file; it stays to be read."""
+        with self.transaction():
+            self._db.execute("UPDATE files SET reason = ? WHERE id = ? AND state = 'ready'", (_text(reason), file))
+
     def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed") -> bool:
         """Record that a table could not be read; True when it is now failed for good.
 
@@ -557,9 +567,9 @@ class Ledger:
         numbers, those above ``after`` first; call again with the last.
         """
         keys = self._db.execute(
-            f"SELECT id, key FROM files WHERE id > ? AND (kind IN {_ITEMS} AND state = 'ready' OR "
-            f"kind IN {_ITEMS} AND state = 'done' AND reason IS NOT NULL) ORDER BY id LIMIT ?",
-            (after, limit),
+            f"SELECT id, key FROM files WHERE id > ? AND kind IN {_ITEMS} AND state = 'ready' UNION ALL "
+            f"SELECT id, key FROM files WHERE id > ? AND {_CONTESTED} ORDER BY id LIMIT ?",
+            (after, after, limit),
         ).fetchall()
         found: dict[int, FileRow] = {}
         for key in {row[1] for row in keys}:
@@ -677,7 +687,7 @@ class Ledger:
             (key,),
         )
         broken = [f"{source}/{os.fsdecode(raw)}" for source, raw in failed]
-        matches, owners = join(paths, entries, required, self._suffixes, broken)
+        matches, owners = join(paths, entries, required, self._suffixes, broken, self._places)
         for index, (file, match) in enumerate(zip(items, matches, strict=True)):
             if match.reasons:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
@@ -989,10 +999,13 @@ class Ledger:
         return {(row[0], row[1]): row[2] for row in rows}
 
     def waiting(self, limit: int = 100) -> list[tuple[str, str, float]]:
-        """Items that wait, the oldest first: their name (and path, where that is another), what for, since when."""
+        """What waits, the oldest first: its name (and path, where that is another), what for, since when.
+
+        Items; and tables that were looked at and cannot be read yet.
+        """
         rows = self._db.execute(
-            "SELECT item, source, path, coalesce(reason, 'waits'), noticed FROM files "
-            f"WHERE kind IN {_ITEMS} AND state = 'ready' ORDER BY id LIMIT ?",
+            "SELECT item, source, path, coalesce(reason, 'waits'), noticed FROM files WHERE state = 'ready' "
+            f"AND (kind IN {_ITEMS} OR kind IN {_TABLES} AND reason IS NOT NULL) ORDER BY id LIMIT ?",
             (limit,),
         )
         return [(_called(item, source, os.fsdecode(raw)), reason, since) for item, source, raw, reason, since in rows]
@@ -1078,7 +1091,7 @@ class Ledger:
 
 
 _ITEMS, _TABLES, _SAYING = str(ITEM_KINDS), str(TABLE_KINDS), str((*TABLE_KINDS, "mask"))  # as SQL writes them, too
-_CONTESTED = f"state = 'done' AND kind IN {_ITEMS} AND reason IS NOT NULL AND NOT gone"
+_CONTESTED = f"state = 'done' AND reason IS NOT NULL AND +kind IN {_ITEMS} AND NOT gone"  # + for the smaller index
 _NO_JOB = (
     "f.kind IN ('micrograph', 'coordinates', 'ctf', 'rows', 'mask', 'particles', 'map') "
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"

@@ -51,7 +51,11 @@ class InputError(StreamprepError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
-        return (InputError, (self.path, self.reason))
+        return (type(self), (self.path, self.reason))
+
+
+class IncompleteError(InputError):
+    """A table is of no use without another file, which is not there yet. It waits, and is read again now and then."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

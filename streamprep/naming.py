@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -16,11 +15,17 @@ DEFAULT_SUFFIXES = (
     "_pick",
     "_picks",
     "_coords",
+    "_extract",
     "_DW",
+    "_noDW",
+    "_PS",
     "_ctf",
     "_mask",
 )
 """Endings that programs add to a micrograph's name when they write a file that belongs to it."""
+
+PICTURE_ENDINGS = ("_PS", "_ctf", "_ctffind", "_ctffind4", "_ctffind5", "_diag", "_diagnostic", "_mask")
+"""Endings of images that programs make of a micrograph and that are none: power spectra, fits of the CTF, masks."""
 
 _IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".tif", ".tiff", ".gz", ".bz2")
 _FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}\Z")
@@ -95,6 +100,17 @@ def item_name(label: str, relative: str) -> str:
     return "/".join([label, *folders, safe_part(_stem(path.name))])  # a backslash is part of the name here
 
 
+def is_picture(name: str) -> bool:
+    """Whether an image is, by its name, one that a program made of a micrograph to look at, or its mask.
+
+    Examples
+    --------
+    >>> is_picture("mic_0001_PS.mrc"), is_picture("mic_0001_DW.mrc")
+    (True, False)
+    """
+    return stem_of(name).endswith(PICTURE_ENDINGS)
+
+
 def stems(name: str, suffixes: Iterable[str] = DEFAULT_SUFFIXES) -> list[str]:
     """The stem of a name, then what is left of it as the known suffixes come off, one by one.
 
@@ -158,20 +174,13 @@ def best_match(
         removed = min(
             (mine + theirs.index(stem) for mine, stem in enumerate(chain) if stem in theirs), default=len(name)
         )
-        return removed, -folders_in_common(name, candidate)
+        folders = 0
+        for one, other in zip(reversed(wanted.parent.parts), reversed(path.parent.parts), strict=False):
+            if one != other:
+                break
+            folders += 1
+        return removed, -folders
 
     scores = [misfit(candidate) for candidate in candidates]
     tied = [index for index, score in enumerate(scores) if score == min(scores)]
     return (tied[0], []) if len(tied) == 1 else (None, tied)
-
-
-def folders_in_common(name: str, path: str) -> int:
-    """How many folders of two paths agree, from the files upwards.
-
-    Examples
-    --------
-    >>> folders_in_common("Extract/job010/Micrographs/a.mrcs", "job010/Micrographs/a.mrcs")
-    2
-    """
-    folders = (reversed(PurePosixPath(text.replace("\\", "/")).parent.parts) for text in (name, path))
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))

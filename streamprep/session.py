@@ -283,7 +283,8 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     remote = file_system_of(output)
     if is_remote(remote):
         log.warning("%s is on %s: the ledger uses a rollback journal, which is slower", output, remote)
-    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes)
+    folder = Path(os.path.realpath(config.folder))
+    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes, folder=folder)
     made_with = ledger.get("plan")
     if made_with is None:
         ledger.put("plan", plan.hash)

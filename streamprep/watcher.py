@@ -56,6 +56,11 @@ class Source:
     names: set[str] | None = None
     """Only these files of the folder itself, where given; more may be added."""
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether its pattern can fit more than one file."""
+        return self.pattern is not None and any(mark in self.pattern for mark in "*?[")
+
     def wants(self, relative: str) -> bool:
         """Whether a path below the root is one of this source's files."""
         if self.names is not None:
@@ -178,7 +183,7 @@ class Watcher:
     known
         Whether a file with this identity was yielded before; asked of the ledger, so nothing is kept in memory here.
     missing
-        What a file still lacks by its format's own rules; see `streamprep.formats.missing`.
+        What a file still lacks by its format's own rules; see `streamprep.formats.missing_part`.
     settle_seconds
         A file is stable when its identity has not changed for this long by our own monotonic clock. Copy tools set old
         modification times, so those say nothing.
@@ -327,6 +332,12 @@ class Watcher:
         found = [key for key, candidate in self._candidates.items() if candidate.incomplete is not None]
         return [arrival for key in found if (arrival := self._finish(key, self._candidates[key].incomplete))]
 
+    def present(self) -> Iterator[tuple[Source, str]]:
+        """Every file that is there now, settled or not: its source and its path below the source's root."""
+        for number, relative in self._walk_all():
+            if not self._is_anothers(number, relative):
+                yield self.sources[number], relative
+
     def rescan(self) -> None:
         """Scan at the next poll, or after the scan that is under way."""
         self._scan_wanted = True
@@ -429,8 +440,7 @@ class Watcher:
         if is_temporary(relative):
             return
         source = self.sources[number]
-        first = next((other for other in self.sources[:number] if _claims(other, source.root / relative)), None)
-        if first is not None:
+        if self._is_anothers(number, relative):
             return
         key = (number, relative)
         identity = self._identity(source.root / relative)
@@ -443,6 +453,10 @@ class Watcher:
                 self._candidates[key] = _Candidate(identity, now)
         elif candidate.identity != identity:
             self._candidates[key] = _Candidate(identity, now)
+
+    def _is_anothers(self, number: int, relative: str) -> bool:
+        path = self.sources[number].root / relative
+        return any(_claims(other, path) for other in self.sources[:number])
 
     def _identity(self, path: Path) -> Identity | None:
         """Identity of the regular file at a path; None where there is none, or something else."""

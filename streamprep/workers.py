@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
 from streamprep.arrays import Backend, choose_backend
 from streamprep.config import Config
+from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
 from streamprep.joins import JobInput, mask_digest
 from streamprep.ledger import EntryRow
@@ -37,6 +39,7 @@ from streamprep.model import (
     Entry,
     Identity,
     Image,
+    IncompleteError,
     InputError,
     Item,
     Kind,
@@ -203,6 +206,8 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
         made = Outcome("changed", stale.reason, doubted=stale.made)
     except TooFewImages as wait:
         made = Outcome("waits", str(wait))
+    except IncompleteError as wait:
+        made = Outcome("waits", wait.reason)
     except InputError as error:
         made = Outcome("bad-input", str(error), running[-1] if running else None)
     except FileNotFoundError as error:
@@ -320,7 +325,7 @@ def _process(
     ctf = ctf if isinstance(ctf, Ctf) else None
     if isinstance(rows, ParticleRows):
         particles = make_particles(job.item, image, rows, worker.config.optics)
-        if ctf is not None:
+        if ctf is not None and particles.ctf is None:  # each image's own, where the table has it, is the better one
             particles = replace(particles, ctf=(ctf,) * len(particles))
         result = run_stack(
             worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer
@@ -328,8 +333,7 @@ def _process(
     elif isinstance(coordinates, Coordinates):
         micrograph = make_micrograph(worker.config, job, image, ctf)
         if job.flip_y:
-            turned = coordinates.xy_px * (1.0, -1.0) + (0.0, micrograph.shape_px[0] - 1.0)
-            coordinates = replace(coordinates, xy_px=turned)
+            coordinates = replace(coordinates, xy_px=flip_y(coordinates.xy_px, micrograph.shape_px[0]))
         result = run_micrograph(
             worker.plan,
             micrograph,
@@ -374,15 +378,7 @@ def make_micrograph(config: Config, job: ItemJob, image: Image, ctf: Ctf | None)
     InputError
         It is not one 2D image, its pixel size is unknown, or it holds values that are not finite.
     """
-    pixels = image.pixels
-    if pixels.ndim == 3 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
-        raise InputError(job.item.path, f"a micrograph is one 2D image, this holds {pixels.dtype} of {pixels.shape}")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels.sum(dtype=np.float64)):
-        bad = int(pixels.size - np.isfinite(pixels).sum())
-        if bad:
-            raise InputError(job.item.path, f"{bad} of {pixels.size} pixels are not finite (NaN or infinite)")
+    pixels = micrograph_pixels(job.item.path, image)
     pixel_size = config.optics.pixel_size_angstrom or image.pixel_size_angstrom
     if not pixel_size:
         raise InputError(job.item.path, "its header has no pixel size; set [optics] pixel_size_angstrom")
@@ -393,6 +389,26 @@ def make_micrograph(config: Config, job: ItemJob, image: Image, ctf: Ctf | None)
         config.optics.amplitude_contrast,
     )
     return Micrograph(job.name, pixels, optics, ctf)
+
+
+def micrograph_pixels(path: Path, image: Image) -> npt.NDArray[Any]:
+    """Pixels (ny, nx) of what was read from the file of a micrograph.
+
+    Raises
+    ------
+    InputError
+        It is not one 2D image, or it holds values that are not finite.
+    """
+    pixels = image.pixels
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
+        raise InputError(path, f"a micrograph is one 2D image, this holds {pixels.dtype} of {pixels.shape}")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels.sum(dtype=np.float64)):
+        bad = int(pixels.size - np.isfinite(pixels).sum())
+        if bad:
+            raise InputError(path, f"{bad} of {pixels.size} pixels are not finite (NaN or infinite)")
+    return pixels
 
 
 class Executor(Protocol):

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import starfile
 
-from streamprep import hookimpl
+from streamprep import hookimpl, workers
 from streamprep.config import load
 from streamprep.console import Console
 from streamprep.engine import Engine
-from streamprep.model import ConfigError
+from streamprep.model import ConfigError, Coordinates, Entry, Item
 from streamprep.pipeline import resolve
-from streamprep.plugin_manager import load_plugins
+from streamprep.plugin_manager import Plugins, load_plugins
+from streamprep.snapshot import Snapshot
 from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table, rows_of
@@ -434,3 +438,126 @@ def test_a_folder_called_as_a_kind_of_file_has_a_label_of_its_own(session: Sessi
     engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
     assert [source.label for source in engine.sources] == ["ctf", "ctf_2", "Coordinates"]
     engine.run()
+
+
+# --- tables that need another file -----------------------------------------------------------------------------------
+
+
+def on_image(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The centres whose boxes of 48 px lie wholly inside the simulated micrographs of 320 px."""
+    return xy[((xy >= 23.5) & (xy < 320 - 24 + 0.5)).all(axis=1)]
+
+
+def test_a_cryosparc_table_waits_for_its_passthrough_file(session: Session) -> None:
+    """It was written by another job, and may come at any later time."""
+    coordinates = session.folder / "Coordinates"
+    picks = coordinates / "mic_0001_autopick.star"
+    xy = starfile.read(picks)[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float)
+    picks.unlink()
+    main = np.zeros(len(xy), [("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4")])
+    further = np.zeros(
+        len(xy),
+        [
+            ("uid", "<u8"),
+            ("location/micrograph_path", "S40"),
+            ("location/micrograph_shape", "<u4", (2,)),
+            ("location/center_x_frac", "<f8"),
+            ("location/center_y_frac", "<f8"),
+        ],
+    )
+    main["uid"] = further["uid"] = np.arange(1, len(xy) + 1)
+    further["location/micrograph_path"] = b"J1/imported/mic_0001.mrc"
+    further["location/micrograph_shape"] = (320, 320)
+    further["location/center_x_frac"], further["location/center_y_frac"] = xy[:, 0] / 320, 1 - xy[:, 1] / 320
+    with (coordinates / "picked_particles.cs").open("wb") as file:
+        np.save(file, main)
+    for _ in range(2):
+        told = once(session)
+        assert told.returncode == 0
+        assert "2 micrographs done, 1 waiting, 0 failed" in told.stdout
+        assert "waiting: Coordinates/picked_particles" in told.stdout
+        assert "no passthrough file of its folder gives them to all rows" in told.stdout
+    with (coordinates / "picked_particles_passthrough.cs").open("wb") as file:
+        np.save(file, further)
+    done_without_fault(session)
+    rows = read_table(session.output / "coordinates" / "particles.star")[1]
+    mine = rows[rows["rlnMicrographName"].str.endswith("mic_0001.mrc")]
+    np.testing.assert_allclose(mine[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(), on_image(xy), atol=2e-6)
+
+
+class Mine:
+    """Coordinates in a format of somebody's own, whole when its last line says so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @hookimpl
+    def missing_part(self, path: Path) -> str | None:
+        if path.suffix != ".mine":
+            return None
+        self.asked += 1
+        return "" if path.read_text().endswith("end\n") else "its last line"
+
+    @hookimpl
+    def classify_path(self, path: Path) -> str | None:
+        return "coordinates" if path.suffix == ".mine" else None
+
+    @hookimpl
+    def read_item(self, item: Item) -> list[Entry] | None:
+        if item.path.suffix != ".mine":
+            return None
+        xy = np.array([line.split() for line in item.path.read_text().splitlines()[:-1]], dtype=float)
+        return [Entry(None, str(xy.tolist()), Coordinates(xy))]
+
+
+def test_a_third_party_says_when_a_file_of_its_format_is_whole(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picks = session.folder / "Coordinates" / "mic_0001_autopick.star"
+    xy = starfile.read(picks)[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(float)
+    picks.unlink()
+    table = session.folder / "Coordinates" / "mic_0001.mine"
+    mine = Mine()
+
+    def with_mine(**options: Any) -> Plugins:
+        plugins = load_plugins(environ={}, **options)
+        plugins.manager.register(mine)
+        return plugins
+
+    monkeypatch.setattr(workers, "load_plugins", with_mine)
+
+    def run() -> Snapshot:
+        config = load(session.config, ["session.device=cpu"])
+        plugins = with_mine()
+        return Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor).run()
+
+    text = "".join(f"{x} {y}\n" for x, y in xy)
+    table.write_text(text)
+    last = run()
+    assert last.jobs["done"] == 2
+    assert [row["reason"] for row in last.failures] == ["its last line"]
+    table.write_text(text + "end\n")
+    last = run()
+    assert last.jobs["done"] == 3
+    assert not last.failures
+    assert mine.asked == 2
+    rows = read_table(session.output / "coordinates" / "particles.star")[1]
+    assert (rows["rlnMicrographName"] == "Micrographs/mic_0001.mrc").sum() == len(on_image(xy))
+
+
+def test_a_plugin_that_fails_at_telling_what_is_missing_costs_the_file_alone(session: Session) -> None:
+    class Bad:
+        @hookimpl
+        def missing_part(self, path: Path) -> str | None:
+            if path.name.startswith("mic_0002"):
+                raise ZeroDivisionError("by nothing")
+            return None
+
+    config = load(session.config, ["session.device=cpu"])
+    plugins = load_plugins(environ={})
+    plugins.manager.register(Bad())
+    last = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor).run()
+    assert last.jobs == {"done": 2}
+    assert {row["reason"] for row in last.failures} == {
+        "a plugin failed in missing_part: ZeroDivisionError: by nothing"
+    }

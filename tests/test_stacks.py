@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 import sqlite3
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mrcfile
@@ -299,6 +302,27 @@ def test_two_tables_that_say_different_things_of_a_stack_are_an_ambiguity(projec
     expect(project, {stack: pixels_of(0, 3)[:2]})
 
 
+def test_the_ctf_of_a_micrograph_goes_to_images_that_have_none_of_their_own(project: Session) -> None:
+    project.append('[ctf]\ntable = "micrographs_ctf.star"\n')
+    (project.folder / "micrographs_ctf.star").write_text(
+        "data_\nloop_\n_rlnMicrographName\n_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n_rlnVoltage\n"
+        "Micrographs/own.mrc 7000 6000 5 200\nMicrographs/none.mrc 7000 6000 5 200\n"
+    )
+    for name in ("own", "none"):
+        write_stack(project.folder / f"Extract/{name}.mrcs", pixels_of(1, 1))
+    write_table(project.folder / "Extract/own.star", rows_for("Extract/own.mrcs", [1]))
+    (project.folder / "Extract/none.star").write_text("data_\nloop_\n_rlnImageName\n1@Extract/none.mrcs\n")
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    optics, rows = read_table(project.output / "particles.star")
+    assert optics is not None
+    found = {
+        Path(row.rlnImageName).stem: (row.rlnDefocusU, optics["rlnVoltage"][row.rlnOpticsGroup - 1])
+        for row in rows.itertuples()
+    }
+    assert found == {"own": (10001, 300), "none": (7000, 200)}
+
+
 def test_a_session_that_cuts_particles_takes_no_stacks(session: Session) -> None:
     """Its particles would be in the set twice."""
     write_stack(session.folder / "Micrographs" / "old.mrcs", pixels_of(0, 2))
@@ -346,6 +370,43 @@ def test_a_session_with_stacks_elsewhere_can_be_moved(project: Session, tmp_path
     write_stack(moved.folder / names[2], STACKS[names[2]])
     assert once(moved).returncode == 0
     expect(moved, STACKS)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_killed_while_stacks_and_table_grow_makes_the_same_set(
+    project: Session, eventually: Callable[[Callable[[], bool], float], None], stopped: list[subprocess.Popen[str]]
+) -> None:
+    """The table is watched; the stacks are only named by it, come after it, and grow."""
+    (project.folder / "Selected").mkdir()
+    project.edit('watch = ["Extract"]', 'watch = ["Selected"]\nworkers = 1\nrescan_seconds = 0.5')
+    wanted = {f"Extract/job010/Micrographs/mic_{index}.mrcs": pixels_of(index, 4) for index in range(8)}
+    rows: list[str] = []
+    table, output = project.folder / "Selected/chosen.star", project.output / "particles.star"
+    chance = random.Random(5)
+
+    def count() -> int:
+        return len(read_table(output)[1]) if output.exists() else 0
+
+    for index, (stack, pixels) in enumerate(wanted.items()):
+        process = project.start()
+        stopped.append(process)
+        rows += rows_for(stack, range(1, 5))
+        write_table(table.with_suffix(".tmp"), rows)
+        table.with_suffix(".tmp").rename(table)
+        write_stack(project.folder / stack, pixels[:2])  # fewer than the table names, as if it were being written
+        if index % 3 == 0:
+            eventually(lambda want=4 * index: count() >= want, 30.0)  # type: ignore[misc]
+        else:
+            time.sleep(chance.uniform(0.2, 1.5))
+        write_stack(project.folder / stack, pixels)
+        if index % 3 == 0:
+            eventually(lambda want=4 * index + 4: count() >= want, 30.0)  # type: ignore[misc]
+        process.kill()
+        process.communicate()
+    done = project.once()
+    assert done.returncode == 0, done.stdout + done.stderr
+    expect(project, wanted)
+    check_shards(project.output)
 
 
 # --- the parts ---

@@ -48,7 +48,7 @@ class Rig:
         self.seen: dict[tuple[str, str], tuple[int, int, int]] = {}
         self.stats = 0
         self.on_stat: Callable[[str], None] = lambda path: None
-        choices = {"missing": formats.missing, "events": False, **options}
+        choices = {"missing": formats.missing_part, "events": False, **options}
         self.watcher = Watcher(
             sources,
             known=self._known,

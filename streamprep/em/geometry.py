@@ -11,6 +11,17 @@ from scipy.spatial import cKDTree
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, FloatArray
 
 
+def flip_y(xy_px: FloatArray, ny: int) -> FloatArray:
+    """Places (n, 2) with y counted from the other edge of an image of ``ny`` rows: y' = ny − 1 − y [px].
+
+    Examples
+    --------
+    >>> flip_y(np.array([[3.0, 0.0], [5.0, 9.0]]), 10).tolist()
+    [[3.0, 9.0], [5.0, 0.0]]
+    """
+    return np.asarray(xy_px * (1.0, -1.0) + (0.0, ny - 1.0))
+
+
 def figure_of_merit(coordinates: Coordinates) -> FloatArray | None:
     """What the picker thought of each place, higher is better; None where it did not say."""
     values = coordinates.columns.get(FIGURE_OF_MERIT)

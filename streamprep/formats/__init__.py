@@ -8,13 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, topaz, xmipp
+from streamprep.formats import cryolo, cryosparc, ctffind, eman, mrc, spider, star, tiff, topaz, xmipp
 from streamprep.hookspecs import hookimpl
 from streamprep.model import Entry, Image, InputError, Item, Kind
+from streamprep.naming import is_picture
 
 HEAD_BYTES = 4096
 IMAGE_ENDINGS = (".mrc", ".mrcs", ".map", ".ccp4")
 SPIDER_ENDINGS = (".spi", ".vol", ".stk", ".xmp")
+TIFF_ENDINGS = (".tif", ".tiff")
 COMPRESSED_ENDINGS = (".gz", ".bz2")
 
 
@@ -34,10 +36,11 @@ TABLES: tuple[TableReader, ...] = (xmipp, cryosparc, ctffind, cryolo, eman, topa
 TABLE_ENDINGS = (".star", ".pos", ".xmd", ".ctfparam", ".box", ".cbox", ".json", ".txt", ".cs")
 """What a file that cannot be read is taken for: a table, or an image."""
 
-__all__ = ["HEAD_BYTES", "classify_path", "missing", "read_item"]
+__all__ = ["HEAD_BYTES", "classify_path", "missing_part", "read_item"]
 
 
-def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
+@hookimpl(trylast=True)
+def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
     """What is not there yet of a file that is being written; None when it is whole, as far as its format can tell.
 
     Parameters
@@ -58,6 +61,8 @@ def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
         return mrc.missing(path, size_bytes, head)
     if path.suffix.lower() in SPIDER_ENDINGS:
         return spider.missing(path, size_bytes, head)
+    if path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.missing(path, size_bytes, head)
     return None
 
 
@@ -75,7 +80,16 @@ def image_ending(path: Path) -> str:
 
 @hookimpl(trylast=True)
 def classify_path(path: Path, head: bytes) -> Kind | None:
-    """Tell micrographs, stacks and maps by their MRC header, tables by what they begin with."""
+    """Tell micrographs, stacks and maps by their headers, tables by what they begin with.
+
+    A power spectrum beside its micrograph would wait for coordinates for ever, or be given those of a micrograph that
+    is not there yet: what is called like one is ``other``.
+    """
+    kind = _kind_of(path, head)
+    return "other" if kind == "micrograph" and is_picture(path.name) else kind
+
+
+def _kind_of(path: Path, head: bytes) -> Kind | None:
     ending = image_ending(path)
     if ending in IMAGE_ENDINGS:
         header = mrc.parse_header(path, mrc.plain_head(path, head))
@@ -86,6 +100,8 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
         return "map" if header.space_group >= 1 or ending != ".mrc" else "particles"
     if ending in SPIDER_ENDINGS:
         return spider.recognise(path, head)
+    if path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.recognise(path)
     return next((kind for reader in TABLES if (kind := reader.recognise(path, head)) is not None), None)
 
 
@@ -97,6 +113,8 @@ def read_item(item: Item) -> Image | list[Entry]:
         return mrc.read(item.path)
     if item.kind in ("micrograph", "mask", "particles", "map") and ending in SPIDER_ENDINGS:
         return spider.read(item.path)
+    if item.kind in ("micrograph", "mask") and item.path.suffix.lower() in TIFF_ENDINGS:
+        return tiff.read(item.path)
     if item.kind in ("coordinates", "ctf", "rows"):
         with item.path.open("rb") as file:
             head = file.read(HEAD_BYTES)

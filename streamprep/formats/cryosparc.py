@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctf
 from streamprep.formats.star import digest_of
-from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, IncompleteError, InputError, Kind
 
 MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 16
@@ -151,8 +151,9 @@ def read_entries(path: Path) -> list[Entry]:
     Raises
     ------
     InputError
-        The file is broken, a value in it cannot be, or the location columns are neither in it nor in a passthrough
-        file beside it.
+        The file is broken, or a value in it cannot be.
+    IncompleteError
+        The location columns are neither in it nor, so far, in a passthrough file beside it.
     """
     main = read_table(path)
     uids = _uids(path, main)
@@ -221,7 +222,7 @@ def _passed_through(path: Path, uids: npt.NDArray[Any], lacking: Sequence[str]) 
             said.append(f"{other.name} lacks {len(unknown)} of the {len(uids)} rows, uid {unknown[0]} among them")
             continue
         return other, table[rows]
-    raise InputError(
+    raise IncompleteError(
         path,
         f"it has no {', '.join(lacking)}, and no passthrough file of its folder gives them to all rows: "
         + ("; ".join(said) or "there is none"),

@@ -6,34 +6,40 @@ Coordinates are host data on every backend: a few hundred rows, read from tables
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, field_validator
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, operation
 from streamprep.arrays import array_namespace
+from streamprep.em.free_area import BoolArray, FreeArea, free_area, nearest_runs
 from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray, Kind
 
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 Accept = Callable[[FloatArray], BoolArray]
 
 RELAX_STEPS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """How far the distances are relaxed, from as asked to the least allowed."""
-FEW_PIXELS = 1 << 15
-"""When no more pixels than this are free, each is looked at, instead of drawing from them."""
-TESTED_PIXELS = 1 << 27
-"""Pixels of boxes that `accept` may look at in vain: where nearly every box is an outlier, the search ends."""
+MOST_DRAWN = 1024
+"""Pixels that are drawn at once, at most."""
+FEW_PIXELS = 1 << 13
+"""When no more pixels than this are free and boxes are tested, each is looked at, instead of drawing from them."""
+TESTED_AT_ONCE = 16
+"""Boxes that are tested in one call."""
+MOST_REFUSED = 1 << 11
+"""Boxes that may be refused: where nearly every one is an outlier, the search ends."""
 PLACEHOLDERS = ("{stem}", "{name}")
 """What may stand for the micrograph in the pattern of its mask."""
-_LENGTH_BITS = 18
+NO_PAIRS = np.empty((0, 2), dtype=np.int64)
+BAND_ROWS = 32
+"""Rows of pixels that are summed into one, at most, before boxes are measured."""
+MOST_COMPARED = 1 << 12
+"""Boxes of the micrograph that others are compared with, at most."""
 OUTLIER_Z = 4.0
 """Robust z-score of a box's mean or log-variance beyond which `reject_outliers` drops it."""
 
@@ -77,112 +83,6 @@ class PickNoise(Params):
         return {"mask": self.mask} if self.mask else {}
 
 
-@dataclass(frozen=True, slots=True)
-class FreeArea:
-    """All the allowed centres of a micrograph, exactly, as what lies between the forbidden runs of pixels.
-
-    The rows are laid one behind the other on a line; pixel (x, y) is at y · ``width`` + x. ``first`` and ``end`` are
-    the sorted, merged runs that are forbidden, the borders of each row among them.
-    """
-
-    first: IntArray
-    end: IntArray
-    width: int
-    window: tuple[int, int, int, int]
-    """The first and last row, the first column, and the one behind the last, that a centre may have."""
-
-    def __len__(self) -> int:
-        """Number of allowed pixels."""
-        return int((self.first[1:] - self.end[:-1]).sum())
-
-    def without(self, first: IntArray, length: IntArray) -> FreeArea:
-        """The area less further runs of pixels, given as places on the line and lengths."""
-        if not len(first):
-            return self
-        packed = np.sort(first << _LENGTH_BITS | length)  # one word each: a sort of plain numbers is the fastest
-        first = packed >> _LENGTH_BITS
-        start = np.concatenate([self.first, first])
-        end = np.concatenate([self.end, first + (packed & ((1 << _LENGTH_BITS) - 1))])
-        order = np.argsort(start, kind="stable")  # of two sorted halves: a merge
-        start, end = start[order], np.maximum.accumulate(end[order])
-        cut = np.flatnonzero(start[1:] > end[:-1])
-        return replace(self, first=start[np.append(0, cut + 1)], end=end[np.append(cut, len(end) - 1)])
-
-    def away_from(self, points: FloatArray, distance: float) -> FreeArea:
-        """The area less everything nearer to any of the points, shape (n, 2), than a distance [px]."""
-        if distance <= 0 or not len(points):
-            return self
-        top, bottom, low, high = self.window
-        reach = int(np.ceil(distance))
-        row = np.floor(points[:, 1])[:, None] + np.arange(-reach, reach + 2)[None, :]
-        square = distance * distance - (row - points[:, 1:]) ** 2
-        crossed = (square > 0) & (row >= top) & (row <= bottom)
-        half = np.sqrt(square[crossed])
-        x = np.repeat(points[:, 0], np.count_nonzero(crossed, axis=1))
-        first = np.clip(np.floor(x - half) + 1, low, high)  # pixels strictly nearer than the distance
-        end = np.clip(np.ceil(x + half), low, high)
-        some = end > first
-        start = (row[crossed] * self.width + first)[some].astype(np.int64)
-        return self.without(start, (end - first)[some].astype(np.int64))
-
-    def draw(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """``count`` pixels, uniform over the area, with replacement; shape (count, 2): x, y."""
-        length = self.first[1:] - self.end[:-1]
-        ends = np.cumsum(length)
-        rank = rng.integers(0, ends[-1], size=count)
-        run = np.searchsorted(ends, rank, side="right")
-        return self._points(self.end[run] + rank - (ends[run] - length[run]))
-
-    def shuffled(self, rng: np.random.Generator) -> FloatArray:
-        """Every pixel of the area once, in random order; shape (len, 2): x, y."""
-        length = self.first[1:] - self.end[:-1]
-        place = np.repeat(self.end[:-1] - np.cumsum(length) + length, length) + np.arange(length.sum())
-        return self._points(rng.permutation(place))
-
-    def _points(self, place: IntArray) -> FloatArray:
-        return np.stack([place % self.width, place // self.width], axis=1).astype(np.float64)
-
-
-def free_area(shape_px: tuple[int, int], box_size_px: int, blocked: BoolArray | None = None) -> FreeArea:
-    """Pixels where a box lies inside the image, and off a mask.
-
-    Parameters
-    ----------
-    shape_px
-        (ny, nx) of the micrograph.
-    box_size_px
-        Side of the box [px].
-    blocked
-        Shape (ny, nx): centres that are not allowed.
-    """
-    ny, nx = shape_px
-    low = box_size_px // 2
-    y_end, x_end = ny - box_size_px + low + 1, nx - box_size_px + low + 1
-    if y_end <= low or x_end <= low:
-        nothing = np.zeros(1, dtype=np.int64)
-        return FreeArea(nothing, nothing, 1, (0, -1, 0, 0))
-    width = x_end + 1
-    rows = np.arange(low - 1, y_end, dtype=np.int64)
-    window = (low, y_end - 1, low, x_end)
-    area = FreeArea(rows * width + x_end, (rows + 1) * width + low, width, window)  # from a row's end to the next
-    if blocked is None:
-        return area
-    edge = np.zeros((y_end - low, x_end - low + 2), dtype=np.int8)
-    edge[:, 1:-1] = blocked[low:y_end, low:x_end]
-    turn = np.diff(edge, axis=1)
-    y, first = np.nonzero(turn == 1)
-    _, end = np.nonzero(turn == -1)
-    return area.without((y + low) * width + first + low, end - first)
-
-
-def keep_out(mask: npt.NDArray[np.generic], box_size_px: int) -> BoolArray:
-    """Centres whose box would touch a mask (values above 0.5); same shape as the mask."""
-    touched = np.asarray(mask) > 0.5
-    for axis in (0, 1):  # scipy's window of size b about c is ours: c − b // 2 … c − b // 2 + b − 1
-        touched = ndimage.maximum_filter1d(touched, box_size_px, axis=axis, mode="constant", cval=0)
-    return np.asarray(touched, dtype=bool)
-
-
 def pick_noise(
     shape_px: tuple[int, int],
     particles_px: FloatArray,
@@ -193,7 +93,7 @@ def pick_noise(
     min_distance_px: float | None = None,
     spacing_px: float | None = None,
     crowded: Literal["relax", "fewer"] = "relax",
-    blocked: BoolArray | None = None,
+    mask: BoolArray | None = None,
     accept: Accept | None = None,
 ) -> FloatArray:
     """Draw noise picks uniformly from the exact set of allowed positions.
@@ -215,8 +115,8 @@ def pick_noise(
         3's fixed value), never below.
     spacing_px
         Least distance between two noise picks, default half a box, relaxed in the same steps to half of that.
-    blocked
-        Centres that are not allowed, shape (ny, nx); see `keep_out`.
+    mask
+        Pixels that no box may touch, shape (ny, nx).
     accept
         Takes candidates, shape (m, 2), and says which may stay.
 
@@ -228,35 +128,77 @@ def pick_noise(
     distance = float(box_size_px if min_distance_px is None else min_distance_px)
     spacing = float(box_size_px / 2 if spacing_px is None else spacing_px)
     least = min(distance, box_size_px / 2)
-    everywhere = free_area(shape_px, box_size_px, blocked)
-    found: list[FloatArray] = []
-    count, tests = 0, number + min(TESTED_PIXELS // box_size_px**2, 1 << 14)
+    found = refused = np.empty((0, 2))
+    if number <= 0:
+        return found
+    inside = free_area(shape_px, box_size_px, mask)
+    # Discs that hardly overlap are taken out of the area one by one; else the rows are cut between the particles once.
+    one_by_one = len(particles_px) * distance**2 < inside.window.pixels / 3
+    nearest = None if one_by_one else nearest_runs(particles_px, inside.window, distance)
     for relaxed in RELAX_STEPS if crowded == "relax" else RELAX_STEPS[:1]:
-        near, apart = distance - relaxed * (distance - least), max(spacing * (1 - relaxed / 2), 0.5)
-        area = everywhere.away_from(particles_px, near)
-        for points in found:
-            area = area.away_from(points, apart)
-        while count < number and tests > 0 and len(area):
-            few = len(area) <= FEW_PIXELS
-            drawn = area.shuffled(rng) if few else area.draw(_draws(number - count, len(area), apart), rng)
-            points, refused = _accepted(drawn, apart, number - count, accept, tests)
-            found.append(points)
-            count, tests = count + len(points), tests - len(refused)
-            if few:
-                break  # every pixel was looked at: nothing is left at these distances
-            area = area.away_from(points, apart).away_from(refused, 0.5)
-        if count >= number:
+        near, apart = distance - relaxed * (distance - least), max(spacing * (1 - relaxed / 2), 1.0)
+        if nearest is None:
+            area = inside.away_from(particles_px, near)
+        else:
+            area = nearest.area(near)
+            if mask is not None:
+                area = area.without(inside.first, inside.end - inside.first)
+        area = area.away_from(found, apart).away_from(refused, 0.5)
+        found, refused = _fill(area, found, refused, apart, number, rng, accept)
+        if len(found) >= number or len(refused) >= MOST_REFUSED:
             break
-    return np.concatenate([np.empty((0, 2)), *found])
+    return found
 
 
-def _draws(wanted: int, area_px: int, apart: float) -> int:
-    """How many pixels to draw at once: enough, but not so many that most are in one another's way."""
-    return int(np.clip(8 * area_px / (np.pi * apart * apart), 64, min(4 * wanted + 64, 1024)))
+def _fill(
+    area: FreeArea,
+    found: FloatArray,
+    refused: FloatArray,
+    apart: float,
+    number: int,
+    rng: np.random.Generator,
+    accept: Accept | None,
+) -> tuple[FloatArray, FloatArray]:
+    """Add picks of the area, at least ``apart`` from one another, until there are ``number`` or no more fit.
+
+    The area is that of all pixels that neither ``found`` nor ``refused`` forbid. Pixels are drawn from it, and those
+    that are too near to a pick made since are passed over, until most are: then these picks are taken out of the area.
+    So it shrinks by a factor from one time to the next, and at the latest an empty one is the end.
+    """
+    size = len(found), len(refused)
+    batch = int(np.clip(4 * len(area) / apart**2, 64, MOST_DRAWN))
+    while len(found) < number and len(area):
+        few = accept is not None and len(area) <= FEW_PIXELS
+        drawn = area.shuffled(rng) if few else area.draw(min(batch, 2 * (number - len(found)) + 64), rng)
+        for candidates in np.split(drawn, range(MOST_DRAWN, len(drawn), MOST_DRAWN)):
+            far = candidates[~_near(candidates, found[size[0] :], apart)]
+            kept, out = _first_come(far, apart, number - len(found), accept, MOST_REFUSED - len(refused))
+            found, refused = np.concatenate([found, kept]), np.concatenate([refused, out])
+            if len(found) >= number or len(refused) >= MOST_REFUSED:
+                return found, refused
+        if few:
+            break  # every pixel was looked at: nothing is left
+        if 4 * len(kept) < len(drawn):
+            area = area.away_from(found[size[0] :], apart).away_from(refused[size[1] :], 0.5)
+            size = len(found), len(refused)
+        batch = int(np.clip(4 * len(kept), 64, MOST_DRAWN))
+    return found, refused
 
 
-def _accepted(
-    drawn: FloatArray, apart: float, wanted: int, accept: Accept | None, tests: int
+def _near(points: FloatArray, others: FloatArray, distance: float) -> BoolArray:
+    """Which points are nearer than a distance to any of the others; whole pixels all."""
+    if not len(others):
+        return np.zeros(len(points), dtype=bool)
+    return np.asarray(cKDTree(others).query(points, distance_upper_bound=distance)[0] <= _below(distance))
+
+
+def _below(distance: float) -> float:
+    """A length between those of whole-pixel steps that are shorter than a distance, and those that are not."""
+    return float(np.sqrt(max(np.ceil(distance * distance) - 0.5, 0)))
+
+
+def _first_come(
+    points: FloatArray, apart: float, wanted: int, accept: Accept | None, tests: int
 ) -> tuple[FloatArray, FloatArray]:
     """Go through the points in their order and keep those that are acceptable and not too near to one kept before.
 
@@ -265,53 +207,104 @@ def _accepted(
     kept, refused
         At most ``wanted`` points that stay; those that ``accept`` refused, at most ``tests``.
     """
-    x, y = drawn.T.copy()
-    open_ = np.ones(len(drawn), dtype=bool)
+    pairs = cKDTree(points).query_pairs(_below(apart), output_type="ndarray") if len(points) else NO_PAIRS
+    packed = np.sort(pairs[:, 0] << 32 | pairs[:, 1])
+    later = packed & 0xFFFFFFFF
+    begin = np.searchsorted(packed >> 32, np.arange(len(points) + 1)).tolist()
+    open_ = np.ones(len(points), dtype=bool)
+    good: list[bool] = []
     kept: list[int] = []
     refused: list[int] = []
-    index = 0
-    while len(kept) < wanted and len(refused) < tests:
-        step = int(np.argmax(open_[index:])) if index < len(open_) else 0
-        index += step
-        if index >= len(open_) or not open_[index]:
+    for index in range(len(points)):
+        if len(kept) >= wanted or len(refused) >= tests:
             break
-        if accept is None or accept(drawn[index : index + 1])[0]:
+        if accept is not None and index >= len(good):  # by the dozen: a call costs as much as a few boxes
+            good += open_[index : index + TESTED_AT_ONCE].tolist()
+            some = index + np.flatnonzero(good[index:])
+            for one, passed in zip(some.tolist(), accept(points[some]).tolist() if len(some) else [], strict=True):
+                good[one] = passed
+        if not open_[index]:
+            continue
+        if accept is None or good[index]:
             kept.append(index)
-            open_[index:] &= (x[index:] - x[index]) ** 2 + (y[index:] - y[index]) ** 2 >= apart * apart
+            open_[later[begin[index] : begin[index + 1]]] = False
         else:
             refused.append(index)
-            open_[index] = False
-    return drawn[kept], drawn[refused]
+    return points[kept], points[refused]
 
 
 def outlier_test(pixels: Array, box_size_px: int) -> Accept:
     """A test that refuses boxes whose mean or log-variance lies far from those of the micrograph's boxes.
 
-    Robust z-scores: |v − median| / (1.4826 · median absolute deviation), over a grid of boxes that do not overlap.
+    Robust z-scores: |v - median| / (1.4826 · median absolute deviation), over a grid of boxes that do not overlap.
     """
     xp = array_namespace(pixels)
     ny, nx = (int(length) for length in pixels.shape)
     box = box_size_px
-
-    def measure(corners: IntArray) -> FloatArray:
-        found = np.empty((len(corners), 2))
-        for index, (x, y) in enumerate(corners.tolist()):
-            cut = xp.astype(pixels[y : y + box, x : x + box], xp.float64)
-            found[index] = float(xp.mean(cut)), np.log(float(xp.var(cut)) + 1e-12)
-        return found
-
-    grid_y, grid_x = np.mgrid[0 : ny - box + 1 : box, 0 : nx - box + 1 : box]
-    reference = measure(np.stack([grid_x.ravel(), grid_y.ravel()], axis=1))
-    if not len(reference):  # no box fits into the micrograph: there is nothing to compare, and nothing to test
+    if ny < box or nx < box:  # there is nothing to compare, and nothing to test
         return lambda points: np.ones(len(points), dtype=bool)
+    # Sums down the columns of bands of a few rows. No band crosses a border of the grid's boxes.
+    cuts = np.ceil(np.linspace(0, box, -(-box // BAND_ROWS) + 1)).astype(np.int64).tolist()
+    rows = [y + cut for y in range(0, ny - box + 1, box) for cut in cuts[:-1]] + [ny // box * box]
+    levels = [float(xp.mean(xp.astype(pixels[y, :], xp.float64))) for y in range(0, ny, -(-ny // 16))]
+    origin = float(np.median([level for level in levels if np.isfinite(level)] or [0.0]))  # keeps the squares exact
+
+    def sums(y: int, end: int, x: int, x_end: int) -> tuple[float, float]:
+        if end <= y:
+            return 0.0, 0.0
+        cut = xp.reshape(xp.astype(pixels[y:end, x:x_end], xp.float64), (-1,)) - origin
+        return float(xp.sum(cut)), float(xp.vecdot(cut, cut))
+
+    def box_sums(x: int, y: int) -> tuple[float, float]:
+        first, last = bisect_left(rows, y), bisect_right(rows, y + box) - 1
+        if first >= last:
+            return sums(y, y + box, x, x + box)
+        above, below = sums(y, rows[first], x, x + box), sums(rows[last], y + box, x, x + box)
+        inner = [float(xp.sum(part[first:last, x : x + box])) for part in (total, squares)]
+        return inner[0] + above[0] + below[0], inner[1] + above[1] + below[1]
+
+    def moments(sums: FloatArray) -> FloatArray:
+        mean, square = sums.T / box**2
+        return np.stack([mean, np.log(np.maximum(square - mean * mean, 0) + 1e-12)], axis=1)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        total, squares = _column_sums(pixels, rows, origin)
+        wide = nx // box * box
+        blocks = [
+            xp.sum(xp.reshape(part[:, :wide], (ny // box, len(cuts) - 1, nx // box, box)), axis=(1, 3))
+            for part in (total, squares)
+        ]
+        across, boxes = nx // box, (ny // box) * (nx // box)
+        some = [divmod(index, across) for index in range(0, boxes, -(-boxes // MOST_COMPARED))]
+        grid = np.array([[float(part[y, x]) for part in blocks] for y, x in some])
+        reference = moments(grid)
+    reference = reference[np.isfinite(reference).all(axis=1)]
+    if not len(reference):
+        return lambda points: np.zeros(len(points), dtype=bool)
     centre = np.median(reference, axis=0)
-    scale = 1.4826 * np.median(np.abs(reference - centre), axis=0) + 1e-9 * (1 + np.abs(centre))
+    scale = 1.4826 * np.median(np.abs(reference - centre), axis=0) + 1e-9 * (1 + np.abs(centre + np.array([origin, 0])))
 
     def accept(points: FloatArray) -> BoolArray:
-        z = np.abs(measure(points.astype(np.int64) - box // 2) - centre) / scale
+        corners = (points.astype(np.int64) - box // 2).tolist()
+        with np.errstate(over="ignore", invalid="ignore"):
+            z = np.abs(moments(np.array([box_sums(x, y) for x, y in corners])) - centre) / scale
         return np.asarray((z < OUTLIER_Z).all(axis=1))
 
     return accept
+
+
+def _column_sums(pixels: Array, rows: Sequence[int], origin: float) -> tuple[Array, Array]:
+    """Sums of pixel - origin, and of its square, down each column between the rows: two of shape (bands, nx).
+
+    Within a band of few rows in the pixels' own precision, float64 from there on.
+    """
+    xp = array_namespace(pixels)
+    total, squares = [], []
+    for y, end in pairwise(rows):
+        band = pixels[y:end, :] - origin
+        total.append(xp.astype(xp.sum(band, axis=0, dtype=band.dtype), xp.float64))
+        squares.append(xp.astype(xp.sum(band * band, axis=0, dtype=band.dtype), xp.float64))
+    return xp.stack(total), xp.stack(squares)
 
 
 @operation("process_coordinates", order=10, params=PickNoise, name="pick_noise")
@@ -342,7 +335,7 @@ def pick_noise_coordinates(
                 f"the mask is {' × '.join(map(str, mask.shape[::-1]))} px, its micrograph {nx} × {ny} px; "
                 "they must be equal",
             )
-        blocked = keep_out(mask, box)
+        blocked = mask > (0 if mask.dtype.kind in "iu" else 0.5)
     picks = pick_noise(
         (ny, nx),
         particles,
@@ -352,13 +345,14 @@ def pick_noise_coordinates(
         min_distance_px=params.min_distance_px,
         spacing_px=params.spacing_px,
         crowded=params.crowded,
-        blocked=blocked,
+        mask=blocked,
         accept=outlier_test(micrograph.pixels, box) if params.reject_outliers else None,
     )
     if len(picks) < wanted:
+        free_of = ["of particles", *["of the mask"] * (blocked is not None), *["of outliers"] * params.reject_outliers]
         ctx.warn(
-            f"{micrograph.name}: {len(picks)} of {wanted} noise boxes found; the area that is free of particles"
-            f"{' and of the mask' if blocked is not None else ''} holds no more"
+            f"{micrograph.name}: {len(picks)} of {wanted} noise boxes found; the area that is free "
+            f"{' and '.join(free_of)} holds {'hardly any' if params.reject_outliers else 'no'} more"
         )
     if len(particles):
         nearest = cKDTree(particles).query(picks)[0] if len(picks) else np.empty(0)

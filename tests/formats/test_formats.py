@@ -39,7 +39,7 @@ def test_every_real_file_is_known_and_readable(path: Path) -> None:
     assert (kind is None) == (path.name == "SOURCES.md")
     if kind is None:
         return
-    assert formats.missing(path, path.stat().st_size, head_of(path)) is None
+    assert formats.missing_part(path, path.stat().st_size, head_of(path)) is None
     read = formats.read_item(Item(kind, path.stem, path))
     if isinstance(read, Image):
         assert kind in ("micrograph", "map")
@@ -118,15 +118,15 @@ def test_an_mrc_file_is_told_by_its_ending_and_its_header(name: str, nz: int, sp
     assert formats.classify_path(Path(name), mrc_head(nz, space_group)) == kind
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.box", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif", "mrc"])
+@pytest.mark.parametrize("name", ["a.txt", "a.box", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif.gz", "mrc"])
 def test_other_endings_are_nobodys_business_here(name: str) -> None:
     assert formats.classify_path(Path(name), mrc_head(1, 0)) is None
-    assert formats.missing(Path(name), 3, b"abc") is None
+    assert formats.missing_part(Path(name), 3, b"abc") is None
 
 
 def test_a_table_is_told_by_its_ending_whatever_is_in_it() -> None:
     assert formats.classify_path(Path("a.STAR"), b"") == "coordinates"
-    assert formats.missing(Path("a.star"), 0, b"") is None
+    assert formats.missing_part(Path("a.star"), 0, b"") is None
 
 
 @pytest.mark.parametrize("head", [b"", b"MAP", bytes(1024), b"\xff" * 4096])

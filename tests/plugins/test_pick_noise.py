@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,55 +13,21 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 from scipy.stats import chisquare
 
+from streamprep.em.free_area import FreeArea
 from streamprep.model import Context, Coordinates, InputError, Item, Micrograph, Optics
 from streamprep.plugins.extract import boxes_inside
 from streamprep.plugins.pick_noise import (
-    FreeArea,
+    OUTLIER_Z,
+    Accept,
     PickNoise,
-    free_area,
-    keep_out,
     outlier_test,
     pick_noise,
     pick_noise_coordinates,
 )
 from streamprep.testing import ArrayBackend, backends, run_operation, tiny_coordinates, tiny_micrograph
+from tests.em.test_free_area import brute_force
 
 NONE = np.empty((0, 2))
-
-
-def brute_force(
-    shape: tuple[int, int], box: int, discs: list[tuple[np.ndarray, float]], blocked: np.ndarray | None
-) -> np.ndarray:
-    """Pixel by pixel: is a box centred here inside, far enough from every point and not on the mask?"""
-    ny, nx = shape
-    free = np.zeros(shape, dtype=bool)
-    for y in range(ny):
-        for x in range(nx):
-            left, top = x - box // 2, y - box // 2
-            inside = left >= 0 and top >= 0 and left + box <= nx and top + box <= ny
-            far = all((px - x) ** 2 + (py - y) ** 2 >= far_px**2 for points, far_px in discs for px, py in points)
-            free[y, x] = inside and far and (blocked is None or not blocked[y, x])
-    return free
-
-
-def painted(area: FreeArea, shape: tuple[int, int]) -> np.ndarray:
-    """How often each pixel lies in the area: 0 or 1 when it is right."""
-    seen = np.zeros(shape, dtype=int)
-    assert (area.end >= area.first).all()
-    for place, end in zip(area.end[:-1], area.first[1:], strict=True):
-        assert end > place, "runs that touch are merged"
-        row, column = divmod(int(place), area.width)
-        seen[row, column : column + end - place] += 1
-    return seen
-
-
-def area_of(
-    shape: tuple[int, int], box: int, discs: list[tuple[np.ndarray, float]], blocked: np.ndarray | None
-) -> FreeArea:
-    area = free_area(shape, box, blocked)
-    for points, distance in discs:
-        area = area.away_from(points, distance)
-    return area
 
 
 def context(name: str = "Micrographs/mic_1", **further: object) -> Context:
@@ -76,44 +43,6 @@ def picks_of(
 
 def distances(picks: np.ndarray, points: np.ndarray) -> np.ndarray:
     return cKDTree(points).query(picks)[0]
-
-
-quarters = st.integers(-20, 140).map(lambda value: value / 4)
-
-
-@st.composite
-def scenes(draw: st.DrawFn) -> tuple[tuple[int, int], int, list[tuple[np.ndarray, float]], np.ndarray | None]:
-    """A small micrograph, a box, points to stay away from (some outside, not on whole pixels), perhaps a mask."""
-    shape = draw(st.integers(1, 26)), draw(st.integers(1, 26))
-    points = st.lists(st.tuples(quarters, quarters), max_size=4).map(lambda xy: np.array(xy, float).reshape(-1, 2))
-    discs = draw(st.lists(st.tuples(points, st.integers(0, 40).map(lambda value: value / 4)), max_size=2))
-    blocked = None
-    if draw(st.booleans()):
-        blocked = np.random.default_rng(draw(st.integers(0, 99))).random(shape) < draw(st.sampled_from([0, 0.3, 1]))
-    return shape, draw(st.integers(2, 9)), discs, blocked
-
-
-@settings(deadline=None, max_examples=150)
-@given(scenes())
-def test_the_free_area_equals_brute_force(
-    scene: tuple[tuple[int, int], int, list[tuple[np.ndarray, float]], np.ndarray | None],
-) -> None:
-    shape, box, discs, blocked = scene
-    area = area_of(shape, box, discs, blocked)
-    expected = brute_force(shape, box, discs, blocked)
-    np.testing.assert_array_equal(painted(area, shape), expected)
-    assert len(area) == expected.sum()
-
-
-@settings(deadline=None, max_examples=60)
-@given(ny=st.integers(2, 20), nx=st.integers(2, 20), box=st.integers(2, 9), seed=st.integers(0, 99))
-def test_keep_out_counts_the_whole_box(ny: int, nx: int, box: int, seed: int) -> None:
-    mask = (np.random.default_rng(seed).random((ny, nx)) < 0.05).astype(np.float32)
-    out = keep_out(mask, box)
-    for y in range(box // 2, ny - box + box // 2 + 1):
-        for x in range(box // 2, nx - box + box // 2 + 1):
-            top, left = y - box // 2, x - box // 2
-            assert out[y, x] == mask[top : top + box, left : left + box].any()
 
 
 # --- chance ----------------------------------------------------------------------------------------------------------
@@ -132,26 +61,6 @@ def uniformity(picks: np.ndarray, free: np.ndarray, cell: int = 16) -> float:
     return float(chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
 
 
-def test_draws_are_uniform_over_the_exact_area() -> None:
-    shape, box = (90, 150), 12
-    points = np.random.default_rng(1).uniform((0, 0), shape[::-1], size=(12, 2))
-    blocked = np.zeros(shape, dtype=bool)
-    blocked[20:40, 100:130] = True
-    area = area_of(shape, box, [(points, 14.0)], blocked)
-    drawn = area.draw(20000, np.random.default_rng(5))
-    assert uniformity(drawn, brute_force(shape, box, [(points, 14.0)], blocked)) > 1e-3
-
-
-def test_every_pixel_of_an_area_is_shuffled_once() -> None:
-    shape, box = (40, 50), 6
-    discs = [(np.array([[20.0, 15.5], [33.3, 30.0]]), 9.0)]
-    pixels = area_of(shape, box, discs, None).shuffled(np.random.default_rng(2)).astype(int)
-    seen = np.zeros(shape, dtype=int)
-    np.add.at(seen, (pixels[:, 1], pixels[:, 0]), 1)
-    np.testing.assert_array_equal(seen, brute_force(shape, box, discs, None))
-    assert (np.diff(pixels[:, 1]) < 0).any()
-
-
 def test_picks_are_uniform_where_nothing_crowds_them() -> None:
     shape, box = (96, 160), 8
     particles = np.array([[40.0, 40.0], [120.0, 60.0]])
@@ -162,6 +71,54 @@ def test_picks_are_uniform_where_nothing_crowds_them() -> None:
         for _ in range(150)
     ]
     assert uniformity(np.concatenate(picks), free) > 1e-3
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_a_pick_is_any_free_pixel_with_the_same_chance(count: int) -> None:
+    """On an irregular area; few particles are taken out of it one by one, many are not."""
+    shape, box = (40, 56), 6
+    particles = np.random.default_rng(3).uniform((0, 0), shape[::-1], size=(count, 2))
+    mask = np.zeros(shape, dtype=bool)
+    mask[8:11, 30:44] = True
+    free = brute_force(shape, box, [(particles, 5.5)], mask)
+    assert 30 < free.sum() < 0.7 * free.size
+    rng = np.random.default_rng(8)
+    found = np.zeros(shape, dtype=int)
+    for _ in range(900):
+        ((x, y),) = pick_noise(
+            shape, particles, number=1, box_size_px=box, rng=rng, min_distance_px=5.5, mask=mask, crowded="fewer"
+        ).astype(int)
+        found[y, x] += 1
+    cells = np.arange(free.sum()) // max(1, int(free.sum()) // 100)  # so that each expects enough
+    assert found[~free].sum() == 0
+    observed, expected = np.bincount(cells, found[free]), np.bincount(cells) * 900 / free.sum()
+    assert chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("accept", [None, lambda points: np.ones(len(points), dtype=bool)])
+def test_each_pick_is_uniform_over_what_those_before_it_leave(accept: Accept | None) -> None:
+    """Three picks in a row of eight pixels, two apart: the chance of every sequence is known."""
+    shape, box, apart, times = (4, 11), 4, 2, 2000
+    expected: dict[tuple[float, ...], float] = {}
+
+    def go(before: tuple[float, ...], chance: float) -> None:
+        left = [x for x in np.arange(2.0, 10.0) if all(abs(x - other) >= apart for other in before)]
+        if len(before) == 3 or not left:
+            expected[before] = chance
+        else:
+            for x in left:
+                go((*before, x), chance / len(left))
+
+    go((), 1.0)
+    rng = np.random.default_rng(2)
+    found: Counter[tuple[float, ...]] = Counter()
+    for _ in range(times):
+        picks = pick_noise(
+            shape, NONE, number=3, box_size_px=box, rng=rng, spacing_px=apart, crowded="fewer", accept=accept
+        )
+        found[tuple(picks[:, 0].tolist())] += 1
+    assert set(found) <= set(expected)
+    assert chisquare([found[key] for key in expected], [times * p for p in expected.values()]).pvalue > 1e-3
 
 
 # --- what picks keep -------------------------------------------------------------------------------------------------
@@ -312,13 +269,13 @@ def test_refusing_everything_comes_to_an_end() -> None:
 
 
 def test_the_few_places_that_pass_are_all_found() -> None:
-    good = np.array([[10, 12], [31, 44], [50, 20], [22, 51], [40, 8], [8, 30]])
+    good = np.array([[10, 12], [31, 38], [50, 20], [22, 36], [40, 8], [8, 30]])
 
     def choosy(points: np.ndarray) -> np.ndarray:
         return (points[:, None, :] == good[None]).all(axis=2).any(axis=1)
 
     picks = pick_noise(
-        (60, 60),
+        (44, 60),
         NONE,
         number=6,
         box_size_px=8,
@@ -418,6 +375,40 @@ def test_plain_noise_has_few_outliers() -> None:
     pixels = tiny_micrograph((160, 240)).pixels
     points = np.random.default_rng(0).integers(16, 140, size=(200, 2)).astype(float)
     assert outlier_test(pixels, 16)(points).mean() > 0.95
+
+
+@settings(deadline=None, max_examples=30)
+@given(ny=st.integers(9, 80), nx=st.integers(9, 80), box=st.integers(2, 40), level=st.sampled_from([0, 5e3]))
+def test_outliers_are_those_of_the_definition(ny: int, nx: int, box: int, level: float) -> None:
+    rng = np.random.default_rng(ny * nx + box)
+    pixels = (level + rng.normal(size=(ny, nx)) * np.linspace(1, 3, nx)).astype(np.float32)
+
+    def measured(y: int, x: int) -> tuple[float, float]:
+        cut = pixels[y : y + box, x : x + box].astype(np.float64)
+        return cut.mean(), np.log(cut.var() + 1e-12)
+
+    if min(ny, nx) < box:
+        return
+    grid = np.array([measured(y, x) for y in range(0, ny - box + 1, box) for x in range(0, nx - box + 1, box)])
+    centre = np.median(grid, axis=0)
+    scale = 1.4826 * np.median(np.abs(grid - centre), axis=0)
+    corners = np.stack([rng.integers(0, nx - box + 1, 20), rng.integers(0, ny - box + 1, 20)], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.abs(np.array([measured(y, x) for x, y in corners]) - centre) / scale
+    clear = ((np.abs(z - OUTLIER_Z) > 0.05).all(axis=1)) & (scale > 1e-6).all()
+    ours = outlier_test(pixels, box)((corners + box // 2).astype(float))
+    assert (ours == (z < OUTLIER_Z).all(axis=1))[clear].all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
+def test_a_broken_pixel_refuses_its_own_boxes_only(broken: float) -> None:
+    pixels = np.random.default_rng(0).normal(0, 1, (160, 240)).astype(np.float32)
+    pixels[40, 50] = broken
+    accept = outlier_test(pixels, 16)
+    assert accept(np.array([[50.0, 40.0], [50.0, 60.0], [80.0, 40.0], [200.0, 120.0]])).tolist() == [
+        False, True, True, True,
+    ]  # fmt: skip
 
 
 def test_a_box_of_another_variance_is_an_outlier() -> None:
