@@ -98,9 +98,12 @@ class Committer:
         return self.output / STATE_FOLDER / "orphans"
 
     def row_counts(self) -> dict[str, int]:
-        """Committed rows of each growing table."""
+        """Committed rows of each set, by the name of its first table; its further tables hold the same rows."""
         versions = self._ledger.versions()
-        return {name: versions.get(name, (0, 0))[1] for name in self._growing}
+        first: dict[str, str] = {}
+        for name in self._growing:
+            first.setdefault(name.rpartition(".")[0], name)
+        return {name: versions.get(name, (0, 0))[1] for name in first.values()}
 
     # --- recovery ---
 
@@ -284,7 +287,8 @@ class Committer:
     def _publish(self, name: str) -> None:
         table = self._tables[name]
         wanted = table.columns(sorted(self._ledger.columns(name)))
-        head = table.head(wanted, self._ledger.optics(name))
+        count = self._ledger.versions()[name][1]
+        head = table.head(wanted, self._ledger.optics(name), count)
         _files.replace_whole(self.output / name, self._chunks(name, table, wanted, head))
 
     def _chunks(self, name: str, table: Table, wanted: Sequence[str], head: bytes) -> Iterator[bytes]:
@@ -297,4 +301,4 @@ class Committer:
             else:
                 for here in ranges:
                     yield table.adapt(b"".join(_files.read_ranges(path, [here])), columns, wanted)
-        yield b"\n"
+        yield table.tail

@@ -83,6 +83,22 @@ class Matching(_Section):
     )
 
 
+class Sets(_Section):
+    """What the published sets look like, beside the STAR tables, which are always written."""
+
+    further_tables: list[Literal["xmd", "cs"]] = Field(
+        ["xmd"], description="Further tables of the particle sets: xmd (Xmipp), cs (cryoSPARC)."
+    )
+    coordinate_files: list[Literal["pos", "box"]] = Field(
+        ["pos", "box"],
+        description="Coordinate files for each micrograph: pos (Xmipp), box (EMAN; where the box size is known).",
+    )
+    stack_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="How stacks are stored; float16 halves them, and keeps 3 digits of values up to 65504.",
+    )
+
+
 class PluginsSection(_Section):
     """Which installed plugins to leave out."""
 
@@ -96,6 +112,7 @@ class Config(_Section):
     optics: OpticsSection = OpticsSection()
     ctf: CtfSection | None = None
     matching: Matching = Matching()
+    sets: Sets = Sets()
     plugins: PluginsSection = PluginsSection()
     micrographs: dict[str, Parameters] = Field({}, description="Operations on micrographs.")
     coordinates: dict[str, Parameters] = Field({}, description="Operations on coordinates.")

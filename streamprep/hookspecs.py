@@ -240,19 +240,22 @@ class Staged:
 
 
 class Table(Protocol):
-    """A text file that grows (one for the session) or that belongs to one item."""
+    """A file of rows that grows (one for the session) or that belongs to one item."""
 
     path: str
     """Below the output folder; with ``{item}`` in it, each item has a file of its own."""
 
-    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]]) -> bytes:
-        """Everything before the rows."""
+    tail: bytes = b""
+    """Everything after the rows."""
+
+    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]], count: int) -> bytes:
+        """Everything before the rows, of which there are ``count``."""
 
     def render(self, columns: Sequence[str], rows: StagedRows, optics_group: int | None) -> bytes:
-        """The rows as bytes, one line each, in the order of ``columns``."""
+        """The rows as bytes, one after the other, with the columns in the order of ``columns``."""
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """Put column names into the table's order."""
+        """Put column names into the table's order, those that mean the same column together into one."""
 
     def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
         """Rows rendered with the columns ``have``, with the columns ``want``; new ones get a default."""

@@ -133,6 +133,9 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
         "ctf": config.ctf is not None,
         "image_paths": config.session.image_paths,
         "flip_y": sorted(config.matching.flip_y),
+        "further_tables": sorted(set(config.sets.further_tables)),  # one added later would lack the earlier rows
+        "coordinate_files": sorted(set(config.sets.coordinate_files)),
+        "stack_dtype": config.sets.stack_dtype,
     }
     plan = Plan(tuple(steps), settings)
     box = plan.extract.params.model_dump().get("box_size_px") if plan.extract else None

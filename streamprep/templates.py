@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from streamprep.config import Config, CtfSection, Matching, OpticsSection, PluginsSection, Session
+from streamprep.config import Config, CtfSection, Matching, OpticsSection, PluginsSection, Session, Sets
 from streamprep.hookspecs import OPERATION_HOOKS
 from streamprep.model import ConfigError, nearest
 from streamprep.plugin_manager import LoadedOperation, Plugins
@@ -68,7 +68,8 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     else:
         lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
                   '# table = "micrographs_ctf.star"', ""]  # fmt: skip
-    lines += ["[matching]", *_fields(Matching, {}), "", "[plugins]", *_fields(PluginsSection, {}), ""]
+    for name, model in (("matching", Matching), ("sets", Sets), ("plugins", PluginsSection)):
+        lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
         on = lane == "extract" or table in active

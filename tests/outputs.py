@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import gemmi
@@ -38,6 +39,16 @@ def images_of(output: Path, table: str) -> dict[str, npt.NDArray[np.float32]]:
         assert name not in images, f"{name} appears twice"
         images[name] = stacks[stack][int(number) - 1]
     return images
+
+
+def further_forms(output: Path, table: str) -> Iterator[tuple[str, list[str]]]:
+    """The further tables of a set that are there, and the images they name, in RELION's way."""
+    if (path := output / f"{table}.xmd").exists():
+        block = gemmi.cif.read_file(str(path)).sole_block()
+        yield path.name, [gemmi.cif.as_string(value) for value in block.find_loop("_image")]
+    if (path := output / f"{table}.cs").exists():
+        rows = np.load(path, allow_pickle=False)
+        yield path.name, [f"{row['blob/idx'] + 1:06d}@{row['blob/path'].decode()}" for row in rows]
 
 
 def check_invariants(output: Path) -> None:
@@ -83,5 +94,7 @@ def check_invariants(output: Path) -> None:
                 stem = Path(stack).stem.split("~")[0]
                 assert stem == Path(micrograph).stem, f"I4 {name} is said to be of {micrograph}"
                 assert int(number) >= 1
+            for further, images in further_forms(output, table.removesuffix(".star")):
+                assert images == list(rows["rlnImageName"]), f"I5 {further} names other images than {table}"
             assert optics is not None
             assert set(rows["rlnOpticsGroup"]) <= set(optics["rlnOpticsGroup"])

@@ -30,7 +30,8 @@ BOX = 8
 PUBLISH = 2.0
 PARTICLES = "particles.star"
 COORDINATES = "coordinates/particles.star"
-POS = "coordinates/pos/{item}.pos"
+ALL_TABLES = sorted([COORDINATES, PARTICLES, "particles.xmd", "particles.cs"])
+OF_ROWS = (".star", ".pos", ".box", ".xmd", ".cs")
 
 
 class Crash(BaseException):
@@ -51,11 +52,16 @@ class Rig:
 
     def __init__(self, folder: Path, *, fast: bool = False) -> None:
         self.config = Config.model_validate(
-            {"session": {"watch": ["Micrographs"]}, "extract": {}, "file": folder / "streamprep.toml"}
+            {
+                "session": {"watch": ["Micrographs"]},
+                "extract": {},
+                "sets": {"further_tables": ["xmd", "cs"]},
+                "file": folder / "streamprep.toml",
+            }
         )
         self.output = folder / "streamprep_out"
         (self.output / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-        self.sinks: list[Sink] = [CoordinateSink(), ParticleSink(self.config)]
+        self.sinks: list[Sink] = [CoordinateSink(self.config), ParticleSink(self.config)]
         self.now = 0.0
         self.stamp = 0
         self.ledger = Ledger(self.output / STATE_FOLDER / "ledger.sqlite")
@@ -92,7 +98,7 @@ class Rig:
         value = 1000.0 * job.id + job.generation
         xy = np.arange(2.0 * count).reshape(count, 2) + 10 * job.generation
         columns = {"rlnAutopickFigureOfMerit": np.array(["0.5"] * count, object)} if score else {}
-        coordinates = Coordinates(xy, columns=columns)
+        coordinates = Coordinates(xy, box_size_px=BOX, columns=columns)
         optics = Optics(pixel_size)
         pixels = np.full((count, BOX, BOX), value, np.float32)
         name = f"Micrographs/{job.file.path}"
@@ -173,7 +179,7 @@ def test_a_commit_is_published_as_a_table_that_other_programs_read(rig: Rig) -> 
     work = rig.process("mic_1")
     rig.process("mic_2", 5)
     assert rig.committer.row_counts() == {PARTICLES: 8, "noise.star": 0, COORDINATES: 8, "coordinates/noise.star": 0}
-    assert sorted(rig.committer.publish()) == [COORDINATES, PARTICLES]
+    assert sorted(rig.committer.publish()) == ALL_TABLES
     assert (rig.count(), rig.count(COORDINATES)) == (8, 8)
     optics, rows = read_table(rig.output / PARTICLES)
     assert optics is not None
@@ -225,7 +231,7 @@ def test_publishing_takes_a_twentieth_of_the_time_at_most(rig: Rig, monkeypatch:
     rig.process("mic_0")
     rig.committer.publish()
     rig.process("mic_1", 100)
-    rig.now += 15.0
+    rig.now += 14.0
     assert PARTICLES not in rig.committer.publish(), "it took a second: not again within twenty"
     rig.now += 10.0
     assert PARTICLES in rig.committer.publish()
@@ -425,7 +431,7 @@ def test_a_full_disk_leaves_nothing_and_the_same_commit_succeeds_later(
 ) -> None:
     rig.process("mic_0")
     rig.committer.publish()
-    published = {name: data for name, data in rig.visible().items() if name.endswith((".star", ".pos"))}
+    published = {name: data for name, data in rig.visible().items() if name.endswith(OF_ROWS)}
     lengths = rig.ledger.lengths()
     rig.arrive("new/mic_1", "1")
     work = rig.stage(rig.claim())
@@ -438,7 +444,7 @@ def test_a_full_disk_leaves_nothing_and_the_same_commit_succeeds_later(
         assert rig.ledger.is_claimed(work.job.id)
         assert rig.committer.row_counts()[PARTICLES] == 3
         rig.committer.publish(force=True)
-        assert {name: data for name, data in rig.visible().items() if name.endswith((".star", ".pos"))} == published
+        assert {name: data for name, data in rig.visible().items() if name.endswith(OF_ROWS)} == published
     rig.commit(work)
     rig.committer.publish(force=True)
     assert rig.count() == 6
@@ -470,7 +476,7 @@ def test_a_pos_file_that_could_not_be_written_is_written_later(rig: Rig, monkeyp
         assert rig.committer.row_counts()[PARTICLES] == 3
         with pytest.raises(OSError, match="No space left"):
             rig.committer.publish()
-    assert sorted(rig.committer.publish()) == [COORDINATES, PARTICLES]
+    assert sorted(rig.committer.publish()) == ALL_TABLES
     assert (rig.output / "coordinates/pos/Micrographs/mic_0.pos").exists()
 
 

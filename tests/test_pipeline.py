@@ -59,6 +59,9 @@ def test_the_hash_changes_with_all_that_decides_results(plugins: Plugins) -> Non
         {**base, "optics": {"voltage_kv": 200}},
         {**base, "session": {"watch": ["M"], "seed": 1}},
         {**base, "ctf": {"table": "c.star"}},
+        {**base, "sets": {"further_tables": ["cs", "xmd"]}},
+        {**base, "sets": {"coordinate_files": []}},
+        {**base, "sets": {"stack_dtype": "float16"}},
     ]
     hashes = {resolve(Config.model_validate({"session": {"watch": ["M"]}, **other}), plugins).hash for other in others}
     assert len(hashes | {first}) == len(others) + 1
@@ -66,6 +69,7 @@ def test_the_hash_changes_with_all_that_decides_results(plugins: Plugins) -> Non
         {**base, "session": {"watch": ["N", "O"]}},
         {**base, "session": {"watch": ["M"], "workers": 3, "settle_seconds": 9}},
         {**base, "particles": {"normalize": {"method": "ramp"}}},
+        {**base, "sets": {"further_tables": ["xmd", "xmd"], "coordinate_files": ["box", "pos"]}},
     ]
     for other in same:
         assert resolve(Config.model_validate({"session": {"watch": ["M"]}, **other}), plugins).hash == first

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from streamprep.formats import _plain
 from streamprep.formats._values import MAX_SINGLE_BYTES, is_number, shown
-from streamprep.model import FIGURE_OF_MERIT, Entry, FloatArray, InputError, Kind
+from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, InputError, Kind
 
 MAX_INFO_BYTES = 8 << 20
 """Parsed JSON takes up to 25 times the space of its text; info files have kilobytes."""
@@ -100,6 +100,16 @@ def _box(path: Path, text: str) -> list[Entry]:
         if not (marks == _PARTICLE_MARK).all():
             columns[FIGURE_OF_MERIT] = marks
     return [_plain.entry(None, table[:, :2] + sizes / 2, columns, _plain.one_size(sizes))]
+
+
+def box_text(coordinates: Coordinates, box_size_px: int) -> str:
+    """Coordinates of one micrograph as a ``.box`` file: corner x, corner y, width, height; whole pixels, as in EMAN 1.
+
+    The corner is the pixel nearest to centre - size / 2, so the centre that is read back, corner + size / 2, is at
+    most half a pixel away.
+    """
+    corners = np.floor(coordinates.xy_px - box_size_px / 2 + 0.5)
+    return "".join(f"{x:.0f}\t{y:.0f}\t{box_size_px}\t{box_size_px}\n" for x, y in (corners + 0.0).tolist())
 
 
 def _info(path: Path, text: str) -> list[Entry]:

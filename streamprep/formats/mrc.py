@@ -297,17 +297,34 @@ def write(
     if stack and not len(data):
         raise ValueError("an MRC file cannot hold zero images")
     with mrcfile.new(path, overwrite=True) as file:
-        file.set_data(data)
+        with np.errstate(over="ignore"):  # of statistics that are made anew below
+            file.set_data(data)
         if stack:
             file.set_image_stack()
         else:
             file.set_volume()
         file.voxel_size = pixel_size_angstrom
+        _true_statistics(file.header, data)
         labels = [] if template is None else _keep(file, template, pixel_size_angstrom)
         labels = [*labels[: LABELS - 1], label.encode("ascii", "replace")[:79]]
         file.header.label[:] = b""
         file.header.label[: len(labels)] = labels
         file.header.nlabl = len(labels)
+
+
+def _true_statistics(header: Any, data: npt.NDArray[Any]) -> None:
+    """Least, greatest, mean and standard deviation (ddof = 0), summed in float64: mrcfile sums in float32."""
+    sections = data.reshape(len(data), -1)
+    near = float(sections[0].mean(dtype=np.float64))  # so that the difference of squares loses no digits
+    total = squares = 0.0
+    away = np.empty(sections.shape[1])
+    for section in sections:
+        np.subtract(section, near, out=away, dtype=np.float64)
+        total += float(away.sum())
+        squares += float(np.square(away, out=away).sum())
+    mean = total / data.size
+    header.dmin, header.dmax = data.min(), data.max()
+    header.dmean, header.rms = near + mean, max(squares / data.size - mean**2, 0.0) ** 0.5
 
 
 def _keep(file: Any, template: Path, pixel_size_angstrom: float) -> list[bytes]:

@@ -187,4 +187,10 @@ def pos_text(coordinates: Coordinates) -> str:
         "# XMIPP_STAR_1 * \n#\ndata_header\nloop_\n _pickingMicrographState\nManual\n"
         "data_particles\nloop_\n _enabled\n _xcoor\n _ycoor\n"
     )
-    return head + "".join(f"1 {int(x + 0.5)} {int(y + 0.5)}\n" for x, y in coordinates.xy_px.clip(min=0).tolist())
+    xs, ys = (whole_pixels(coordinates.xy_px[:, axis]) for axis in (0, 1))
+    return head + "".join(f"1 {x} {y}\n" for x, y in zip(xs, ys, strict=True))
+
+
+def whole_pixels(centres_px: npt.ArrayLike) -> list[int]:
+    """Centres as ``_xcoor`` and ``_ycoor`` hold them: the nearest pixel, halves rounded up, none below 0 [px]."""
+    return [int(value + 0.5) for value in np.asarray(centres_px, dtype=np.float64).clip(min=0).tolist()]

@@ -1,8 +1,10 @@
-"""Growing STAR tables, as the particle and the coordinate sink publish them."""
+"""Growing tables of text, and RELION's STAR table, as the particle and the coordinate sink publish them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from streamprep.formats import star
@@ -42,18 +44,40 @@ OPTICS_COLUMNS = (
 )
 
 
-class StarTable(Table):
-    """A growing table in RELION 3.1's form: ``data_optics`` where there are optics groups, then ``data_particles``."""
+class TextTable(Table):
+    """A growing table of text, one line per row."""
+
+    tail = b"\n"
+    leading: Sequence[str] = ()
+    """Columns that come first, in this order."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """RELION's own columns first, the others by name."""
-        known = [name for name in LEADING if name in names]
+        """The program's own columns first, the others by name."""
+        known = [name for name in self.leading if name in names]
         return known + sorted(set(names) - set(known))
 
-    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]]) -> bytes:
+    def render(self, columns: Sequence[str], rows: StagedRows, optics_group: int | None) -> bytes:  # noqa: ARG002
+        """One line per row."""
+        return star.rows_text([rows.columns[name] for name in columns]).encode()
+
+    def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
+        """Rows with other columns: those that a row does not have are 0, as RELION takes them; text is None."""
+        lines = []
+        for line in block.decode().splitlines():
+            values = dict(zip(have, star.split_row(line), strict=True))
+            lines.append(" ".join(values.get(name, absent(name)) for name in want) + "\n")
+        return "".join(lines).encode()
+
+
+class StarTable(TextTable):
+    """A growing table in RELION 3.1's form: ``data_optics`` where there are optics groups, then ``data_particles``."""
+
+    leading = LEADING
+
+    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]], count: int) -> bytes:  # noqa: ARG002
         """Everything before the first row."""
         text = "# version 30001\n"
         if optics:
@@ -71,23 +95,23 @@ class StarTable(Table):
 
     def render(self, columns: Sequence[str], rows: StagedRows, optics_group: int | None) -> bytes:
         """One line per row."""
-        given = dict(rows.columns)
         if optics_group is not None:
-            given["rlnOpticsGroup"] = [optics_group] * rows.count
-        return star.rows_text([given[name] for name in columns]).encode()
+            rows = replace(rows, columns={**rows.columns, "rlnOpticsGroup": [optics_group] * rows.count})
+        return super().render(columns, rows, optics_group)
 
-    def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
-        """Rows with other columns: those that a row does not have are 0, as RELION takes them; text is None."""
-        lines = []
-        for line in block.decode().splitlines():
-            values = dict(zip(have, star.split_row(line), strict=True))
-            lines.append(" ".join(values.get(name, absent(name)) for name in want) + "\n")
-        return "".join(lines).encode()
+
+def numbers(values: Sequence[Any]) -> list[float] | None:
+    """A column as floating-point numbers, also of text; None where a value of it is no finite number."""
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+    return found if all(map(math.isfinite, found)) else None
 
 
 def absent(name: str) -> str:
     """What stands in a column for a row that does not have it, as RELION takes it."""
-    return "None" if name.endswith("Name") else "0"
+    return "None" if name.endswith(("Name", "micrograph")) else "0"
 
 
 def coordinate_columns(coordinates: Coordinates, micrograph: str | None) -> dict[str, Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""The coordinate sink: growing STAR tables of particle and noise coordinates, and an Xmipp ``.pos`` per micrograph."""
+"""The coordinate sink: growing STAR tables of particle and noise coordinates, and files for each micrograph."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from streamprep.config import Config
-from streamprep.formats import xmipp
+from streamprep.formats import eman, xmipp
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedRows, Table, hookimpl
-from streamprep.model import Label
+from streamprep.model import Coordinates, Label
 from streamprep.sinks._tables import StarTable, coordinate_columns
 
 TABLES: Mapping[Label, str] = {"particle": "coordinates/particles.star", "noise": "coordinates/noise.star"}
-POS_FILES: Mapping[Label, str] = {
-    "particle": "coordinates/pos/{item}.pos",
-    "noise": "coordinates/pos_noise/{item}.pos",
+FILES: Mapping[str, Mapping[Label, str]] = {
+    "pos": {"particle": "coordinates/pos/{item}.pos", "noise": "coordinates/pos_noise/{item}.pos"},
+    "box": {"particle": "coordinates/box/{item}.box", "noise": "coordinates/box_noise/{item}.box"},
 }
 
 
-class PosFile(Table):
-    """One Xmipp ``.pos`` file for each micrograph. Its text is the one value of its one row."""
+class ItemFile(Table):
+    """One file for each micrograph. Its text is the one value of its one row."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class PosFile(Table):
         """Just the text."""
         return list(names)
 
-    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]]) -> bytes:  # noqa: ARG002
+    def head(self, columns: Sequence[str], optics: Sequence[Mapping[str, Any]], count: int) -> bytes:  # noqa: ARG002
         """Nothing: the text holds its own head."""
         return b""
 
@@ -43,29 +43,40 @@ class PosFile(Table):
 
 
 class CoordinateSink(Sink):
-    """Describes the coordinates of a micrograph as rows and as ``.pos`` text; no files are staged."""
+    """Describes the coordinates of a micrograph as rows and as text of its own files; no files are staged."""
 
     name = "coordinates"
     folders = ()
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self._files = sorted(set(config.sets.coordinate_files), reverse=True)
         self.tables: Sequence[Table] = [
             *(StarTable(path) for path in TABLES.values()),
-            *(PosFile(path) for path in POS_FILES.values()),
+            *(ItemFile(path) for form in self._files for path in FILES[form].values()),
         ]
 
     def stage(self, result: ItemResult, folder: Path) -> Staged:  # noqa: ARG002
-        """The rows of each set; a set without rows still makes an empty ``.pos`` file."""
+        """The rows of each set; a set without rows still makes empty files."""
         rows = []
         for label, coordinates in result.coordinates.items():
             if len(coordinates) and result.micrograph is not None:
                 columns = coordinate_columns(coordinates, result.micrograph.name)
                 rows.append(StagedRows(TABLES[label], columns, len(coordinates)))
-            rows.append(StagedRows(POS_FILES[label], {"text": [xmipp.pos_text(coordinates)]}, 1))
+            for form in self._files:
+                text = _text(form, coordinates)
+                if text is not None:
+                    rows.append(StagedRows(FILES[form][label], {"text": [text]}, 1))
         return Staged(rows=tuple(rows))
+
+
+def _text(form: str, coordinates: Coordinates) -> str | None:
+    """What a file says; None where it cannot be made."""
+    if form == "pos":
+        return xmipp.pos_text(coordinates)
+    return None if coordinates.box_size_px is None else eman.box_text(coordinates, coordinates.box_size_px)
 
 
 @hookimpl
 def make_sinks(config: Config) -> Sequence[Sink]:
     """One coordinate sink where coordinates are processed or boxes extracted."""
-    return [CoordinateSink()] if config.coordinates or config.extract is not None else []
+    return [CoordinateSink(config)] if config.coordinates or config.extract is not None else []

@@ -1,4 +1,4 @@
-"""The particle sink: one immutable stack for each item, and growing RELION 3.1 tables that name the images."""
+"""The particle sink: one immutable stack for each item, and growing tables that name the images."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamprep.config import Config
 from streamprep.formats import mrc
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, StagedRows, Table, hookimpl
-from streamprep.model import Label, Particles, StreamprepError
+from streamprep.model import Label, Particles
 from streamprep.sinks import _files
+from streamprep.sinks._cs import CsTable, cs_rows
+from streamprep.sinks._stacks import as_stored
 from streamprep.sinks._tables import StarTable, coordinate_columns
+from streamprep.sinks._xmd import XmdTable, xmd_rows
 
 FOLDERS: Mapping[Label, str] = {"particle": "particles", "noise": "noise"}
 
@@ -25,7 +26,14 @@ class ParticleSink(Sink):
     folders = tuple(FOLDERS.values())
 
     def __init__(self, config: Config) -> None:
-        self.tables: Sequence[Table] = [StarTable(f"{folder}.star") for folder in FOLDERS.values()]
+        self._further = sorted(set(config.sets.further_tables))
+        self._dtype = config.sets.stack_dtype
+        self._inverted = "invert" in config.particles
+        forms: Mapping[str, type[XmdTable] | type[CsTable]] = {"xmd": XmdTable, "cs": CsTable}
+        self.tables: Sequence[Table] = [
+            *(StarTable(f"{folder}.star") for folder in FOLDERS.values()),
+            *(forms[form](f"{folder}.{form}") for form in self._further for folder in FOLDERS.values()),
+        ]
         output = config.resolve(config.session.output)
         if config.session.image_paths == "absolute":
             self._prefix = f"{output}/"
@@ -47,16 +55,12 @@ class ParticleSink(Sink):
             self._write(folder / staged, particles)
             size = (folder / staged).stat().st_size
             files.append(StagedFile(staged, final, size, _files.crc32_of(folder / staged)))
-            rows += self._rows(label, particles, result, final)
+            for named in self._rows(label, particles, result, final):
+                rows += [named, *self._further_rows(label, named, result)]
         return Staged(tuple(files), tuple(rows))
 
     def _write(self, path: Path, particles: Particles) -> None:
-        pixels = np.asarray(particles.pixels, dtype=np.float32)
-        bad = int(len(pixels) - np.isfinite(pixels.sum(axis=(1, 2), dtype=np.float64)).sum())
-        if bad:
-            raise StreamprepError(
-                f"{bad} of {len(pixels)} {particles.label} images hold values that are not finite after the operations"
-            )
+        pixels = as_stored(particles.pixels, self._dtype, particles.label)
         mrc.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
         _files.fsync_file(path)
 
@@ -80,6 +84,16 @@ class ParticleSink(Sink):
         for rows, optics in _optics_groups(particles, original):
             own = columns if len(rows) == count else {name: _taken(values, rows) for name, values in columns.items()}
             yield StagedRows(f"{FOLDERS[label]}.star", own, len(rows), optics)
+
+    def _further_rows(self, label: Label, rows: StagedRows, result: ItemResult) -> Iterable[StagedRows]:
+        """The same rows for the tables of other programs."""
+        if "xmd" in self._further:
+            yield xmd_rows(rows, f"{FOLDERS[label]}.xmd")
+        if "cs" in self._further:
+            # particles are dark in a micrograph, bright in the stacks that programs keep
+            bright = self._inverted == (result.micrograph is not None)
+            shape = None if result.micrograph is None else result.micrograph.shape_px
+            yield cs_rows(rows, f"{FOLDERS[label]}.cs", micrograph_shape_px=shape, bright_particles=bright)
 
 
 def _taken(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:

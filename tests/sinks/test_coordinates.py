@@ -1,15 +1,17 @@
-"""The coordinate sink: rows for the growing tables, and a ``.pos`` file for each micrograph, with or without rows."""
+"""The coordinate sink: rows for the growing tables, and files for each micrograph, with or without rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import starfile
 
-from streamprep.config import Config, Session
+from streamprep.config import Config, Session, Sets
+from streamprep.formats import eman
 from streamprep.hookspecs import ItemResult, Staged, StagedRows
 from streamprep.model import Coordinates, Item, Label, Micrograph, Optics
 from streamprep.sinks import coordinates as sink_module
@@ -20,28 +22,32 @@ PICKS = Coordinates(
     columns={"rlnAutopickFigureOfMerit": np.array(["0.62", "0.50"], dtype=object)},
 )
 NOISE = Coordinates(np.array([[5.0, 6.0]]), "noise")
-TABLES = {table.path: table for table in CoordinateSink().tables}
+NOTHING = Coordinates(np.empty((0, 2)), "noise", box_size_px=8)
+CONFIG = Config(session=Session(watch=["Micrographs"]), extract={})
+TABLES = {table.path: table for table in CoordinateSink(CONFIG).tables}
 
 
-def stage(folder: Path, coordinates: Mapping[Label, Coordinates]) -> Staged:
+def stage(folder: Path, coordinates: Mapping[Label, Coordinates], config: Config = CONFIG) -> Staged:
     micrograph = Micrograph("Micrographs/a.mrc", np.zeros((64, 64)), Optics(1.5))
     item = Item("micrograph", "Micrographs/a", Path("/data/Micrographs/a.mrc"))
-    return CoordinateSink().stage(ItemResult(item, 1, micrograph, coordinates, {}), folder)
+    return CoordinateSink(config).stage(ItemResult(item, 1, micrograph, coordinates, {}), folder)
 
 
 def rendered(rows: StagedRows) -> bytes:
     table = TABLES[rows.table]
     columns = table.columns(list(rows.columns))
-    return table.head(columns, []) + table.render(columns, rows, None)
+    return table.head(columns, [], rows.count) + table.render(columns, rows, None)
 
 
-def test_each_set_has_a_table_and_a_pos_file(tmp_path: Path) -> None:
-    staged = stage(tmp_path, {"particle": PICKS, "noise": NOISE})
+def test_each_set_has_a_table_and_files(tmp_path: Path) -> None:
+    staged = stage(tmp_path, {"particle": replace(PICKS, box_size_px=16), "noise": replace(NOISE, box_size_px=8)})
     assert [(rows.table, rows.count) for rows in staged.rows] == [
         ("coordinates/particles.star", 2),
         ("coordinates/pos/{item}.pos", 1),
+        ("coordinates/box/{item}.box", 1),
         ("coordinates/noise.star", 1),
         ("coordinates/pos_noise/{item}.pos", 1),
+        ("coordinates/box_noise/{item}.box", 1),
     ]
     assert {rows.table for rows in staged.rows} == set(TABLES)
     assert staged.files == ()
@@ -68,6 +74,31 @@ def test_the_pos_file_is_a_whole_file(tmp_path: Path) -> None:
         ("1", "11", "20"),
         ("1", "30", "40"),
     ]
+
+
+def test_the_box_file_has_corners_of_the_boxes(tmp_path: Path) -> None:
+    staged = stage(tmp_path, {"particle": replace(PICKS, box_size_px=17)})
+    path = tmp_path / "a.box"
+    path.write_bytes(rendered(staged.rows[2]))
+    assert path.read_text() == "2\t12\t17\t17\n22\t32\t17\t17\n"
+    (entry,) = eman.read_entries(path)
+    assert isinstance(entry.data, Coordinates)
+    assert entry.data.box_size_px == 17
+    assert np.abs(entry.data.xy_px - PICKS.xy_px).max() <= 0.5
+
+
+def test_without_a_box_size_there_is_no_box_file_and_without_rows_an_empty_one(tmp_path: Path) -> None:
+    assert not [rows for rows in stage(tmp_path, {"particle": PICKS}).rows if ".box" in rows.table]
+    (rows,) = (row for row in stage(tmp_path, {"noise": NOTHING}).rows if ".box" in row.table)
+    assert rendered(rows) == b""
+
+
+def test_only_the_files_that_are_asked_for_are_made(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"sets": Sets(coordinate_files=["box", "box"])})
+    staged = stage(tmp_path, {"noise": NOTHING}, config)
+    assert [rows.table for rows in staged.rows] == ["coordinates/box_noise/{item}.box"]
+    tables = [table.path for table in CoordinateSink(config).tables]
+    assert tables[2:] == ["coordinates/box/{item}.box", "coordinates/box_noise/{item}.box"]
 
 
 def test_a_set_without_rows_makes_an_empty_pos_file_and_no_rows(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tempfile
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,22 +16,24 @@ import numpy as np
 import pytest
 import starfile
 
-from streamprep.config import Config, OpticsSection, Session
+from streamprep.config import Config, OpticsSection, Session, Sets
 from streamprep.hookspecs import ItemResult, Staged, StagedRows
 from streamprep.model import Coordinates, Ctf, Item, Label, Micrograph, Optics, Particles, StreamprepError
 from streamprep.sinks import particles as sink_module
 from streamprep.sinks.particles import ParticleSink
 
 NAME = "Micrographs/grid1/mic_0001"
+STAR_ALONE = Sets(further_tables=[])
 OPTICS = Optics(3.0, 200.0, 1.4, 0.07)
 CTF = Ctf(15000.5, 14000.25, -35.5, 0.0, 120.0, 2.0, 0.08)
 
 
-def make_config(folder: Path, **session: Any) -> Config:
+def make_config(folder: Path, sets: Sets = STAR_ALONE, **session: Any) -> Config:
     return Config(
         session=Session(watch=["Micrographs"], **session),
         optics=OpticsSection(),
         extract={"box_size_px": 8},
+        sets=sets,
         file=folder / "streamprep.toml",
     )
 
@@ -48,9 +52,9 @@ def make_result(particles: Mapping[Label, Particles], generation: int = 1) -> It
     return ItemResult(item, generation, micrograph, {}, particles)
 
 
-def stage(folder: Path, *particles: Particles, generation: int = 1, **session: Any) -> Staged:
+def stage(folder: Path, *particles: Particles, generation: int = 1, **more: Any) -> Staged:
     result = make_result({one.label: one for one in particles}, generation)
-    return ParticleSink(make_config(folder, **session)).stage(result, folder)
+    return ParticleSink(make_config(folder, **more)).stage(result, folder)
 
 
 def published(folder: Path, rows: StagedRows) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def published(folder: Path, rows: StagedRows) -> dict[str, Any]:
     assert rows.optics is not None
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "table.star")
-        path.write_bytes(table.head(columns, [rows.optics]) + table.render(columns, rows, 1) + b"\n")
+        path.write_bytes(table.head(columns, [rows.optics], rows.count) + table.render(columns, rows, 1) + table.tail)
         frames = starfile.read(path)
     return {name: frame.to_dict("list") for name, frame in frames.items()}
 
@@ -255,4 +259,92 @@ def test_the_sink_is_made_where_boxes_are_extracted(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     (sink,) = sink_module.make_sinks(config)
     assert [table.path for table in sink.tables] == ["particles.star", "noise.star"]
+    (sink,) = sink_module.make_sinks(make_config(tmp_path, Sets()))
+    assert [table.path for table in sink.tables][2:] == ["particles.xmd", "noise.xmd"]
     assert sink_module.make_sinks(config.model_copy(update={"extract": None})) == []
+
+
+# --- tables of other programs ----------------------------------------------------------------------------------------
+
+EVERY = Sets(further_tables=["xmd", "cs", "xmd"])
+
+
+def test_each_set_has_the_tables_that_are_asked_for(tmp_path: Path) -> None:
+    staged = stage(tmp_path, make_particles(2), make_particles(1, "noise"), sets=EVERY)
+    assert [(rows.table, rows.count) for rows in staged.rows] == [
+        *((f"particles.{form}", 2) for form in ("star", "xmd", "cs")),
+        *((f"noise.{form}", 1) for form in ("star", "xmd", "cs")),
+    ]
+    (sink,) = sink_module.make_sinks(make_config(tmp_path, EVERY))
+    assert {rows.table for rows in staged.rows} == {table.path for table in sink.tables}
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_whether_particles_are_bright_is_told_to_cryosparc(tmp_path: Path, inverted: bool) -> None:
+    config = make_config(tmp_path, EVERY).model_copy(update={"particles": {"invert": {}} if inverted else {}})
+    rows = ParticleSink(config).stage(make_result({"particle": make_particles(2)}), tmp_path).rows[2]
+    assert rows.columns["blob/sign <f4"] == [-1.0 if inverted else 1.0] * 2
+
+
+# --- float16 ---------------------------------------------------------------------------------------------------------
+
+HALF = Sets(further_tables=[], stack_dtype="float16")
+
+
+def normalized(count: int = 20, side: int = 32, seed: int = 3) -> Particles:
+    pixels = np.random.default_rng(seed).normal(size=(count, side, side)).astype(np.float32)
+    return make_particles(count, pixels=pixels)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (3000.0, 20000.0), (1e-4, 0.0)])
+def test_float16_stacks_hold_the_rounded_pixels_and_a_true_header(tmp_path: Path, scale: float, offset: float) -> None:
+    particles = normalized(20, 64)
+    particles = particles.with_pixels(particles.pixels * np.float32(scale) + np.float32(offset))
+    (file,) = stage(tmp_path, particles, sets=HALF).files
+    path = tmp_path / file.staged
+    with mrcfile.open(path) as stack:
+        assert int(stack.header.mode) == 12
+        assert stack.is_image_stack()
+        np.testing.assert_array_equal(stack.data, particles.pixels.astype(np.float16))
+        exact = stack.data.astype(np.float64)
+        header = [float(stack.header[name]) for name in ("dmin", "dmax", "dmean", "rms")]
+    expected = [exact.min(), exact.max(), exact.mean(), exact.std()]
+    np.testing.assert_allclose(header, expected, rtol=1e-6, atol=1e-7 * scale)
+    # mrcfile.validate cannot judge the rms of mode 12: MrcObject.validate calls data.std() without a dtype, which numpy
+    # sums in float16, until it is inf. So the header was compared above; nothing else may be wrong.
+    said = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mrcfile.validate(path, print_file=said)
+    faults = [line for line in said.getvalue().splitlines() if line and not line.startswith("Checking")]
+    assert all(line.startswith("Data statistics appear to be inaccurate: RMS deviation is") for line in faults), faults
+
+
+@pytest.mark.parametrize("value", [65504.5, -70000.0, 1e30])
+def test_values_beyond_float16_are_refused_and_named(tmp_path: Path, value: float) -> None:
+    particles = normalized()
+    particles.pixels[4, 2, 3] = value
+    with pytest.raises(
+        StreamprepError, match=r"particle image 5 of 20 holds .*float16 goes to ±65504.*stack_dtype"
+    ) as said:
+        stage(tmp_path, particles, sets=HALF)
+    assert f"{value:g}" in str(said.value)
+    assert list(tmp_path.iterdir()) == []
+    assert len(stage(tmp_path, particles).files) == 1
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-9, 0.0), (1.0, 30000.0)])
+def test_images_that_rounding_would_leave_without_contrast_are_refused(
+    tmp_path: Path, scale: float, offset: float
+) -> None:
+    particles = normalized()
+    particles.pixels[7] = particles.pixels[7] * scale + offset
+    with pytest.raises(StreamprepError, match=r"particle image 8 of 20 has values around .*stack_dtype"):
+        stage(tmp_path, particles, sets=HALF)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 65504.0, 1e-9])
+def test_a_constant_image_has_no_contrast_to_lose(tmp_path: Path, value: float) -> None:
+    particles = make_particles(2, pixels=np.full((2, 8, 8), value, np.float32))
+    (file,) = stage(tmp_path, particles, sets=HALF).files
+    assert np.isfinite(mrcfile.read(tmp_path / file.staged)).all()

@@ -51,7 +51,7 @@ def read_both(content: bytes) -> dict[str, dict[str, list[str]]]:
 
 def publish(rows: Sequence[StagedRows], optics: Sequence[Mapping[str, Any]], group: int | None = 1) -> bytes:
     columns = TABLE.columns(list(rows[0].columns))
-    return TABLE.head(columns, optics) + b"".join(TABLE.render(columns, block, group) for block in rows) + b"\n"
+    return TABLE.head(columns, optics, 0) + b"".join(TABLE.render(columns, block, group) for block in rows) + TABLE.tail
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]]) -> StagedRows:
@@ -60,7 +60,7 @@ def rows_of(columns: Mapping[str, Sequence[Any]]) -> StagedRows:
 
 def test_optics_groups_are_numbered_and_named_and_rows_refer_to_them() -> None:
     columns = TABLE.columns(["rlnImageName", "rlnOpticsGroup"])
-    content = TABLE.head(columns, [OPTICS, {**OPTICS, "rlnVoltage": 300.0}])
+    content = TABLE.head(columns, [OPTICS, {**OPTICS, "rlnVoltage": 300.0}], 4)
     for group, name in ((1, "a.mrcs"), (2, "b.mrcs")):
         rows = rows_of({"rlnImageName": [f"000001@{name}", f"000002@{name}"], "rlnOpticsGroup": [0, 0]})
         content += TABLE.render(columns, rows, group)
@@ -99,7 +99,7 @@ def test_a_table_of_coordinates_has_no_optics() -> None:
 
 
 def test_a_table_without_rows_is_whole() -> None:
-    content = TABLE.head(["rlnImageName", "rlnOpticsGroup"], [OPTICS]) + b"\n"
+    content = TABLE.head(["rlnImageName", "rlnOpticsGroup"], [OPTICS], 0) + TABLE.tail
     (block,) = gemmi.cif.read_string(content.decode()).find_block("particles")
     assert list(block.loop.tags) == ["_rlnImageName", "_rlnOpticsGroup"]
     assert block.loop.length() == 0
