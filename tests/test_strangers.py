@@ -160,3 +160,32 @@ def test_micrographs_are_no_pictures(tmp_path: Path, name: str) -> None:
 )
 def test_names_of_other_programs_find_their_micrograph(name: str, candidates: list[str], chosen: int) -> None:
     assert best_match(name, candidates) == (chosen, [])
+
+
+RELIONS_OWN = {
+    "Micrographs/mic_0001.star": "data_general\n\n_rlnImageSizeX 4096\n_rlnMicrographMovieName Movies/mic_0001.tiff\n\n"
+    "data_global_shift\n\nloop_\n_rlnMicrographFrameNumber #1\n_rlnMicrographShiftX #2\n1 0.5\n",
+    "Micrographs/corrected_micrographs.star": "data_optics\n\nloop_\n_rlnOpticsGroupName #1\n_rlnOpticsGroup #2\n"
+    "o 1\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographMetadata #2\n_rlnOpticsGroup #3\n"
+    "_rlnAccumMotionTotal #4\nMicrographs/mic_0001.mrc Micrographs/mic_0001.star 1 12.5\n",
+    "Micrographs/job.star": "data_job\n\n_rlnJobTypeLabel relion.motioncorr.own\n_rlnJobIsContinue 0\n",
+    "Coordinates/autopick.star": "data_coordinate_files\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographCoordinates #2\n"
+    "Micrographs/mic_0001.mrc Coordinates/mic_0001_autopick.star\n",
+}
+
+
+def test_what_relion_keeps_beside_its_tables_is_left_alone(session: Session) -> None:
+    for name, text in RELIONS_OWN.items():
+        (session.folder / name).write_text(f"\n# version 30001\n\n{text}\n")
+    done = once(session)
+    assert done.returncode == 0, done.stdout
+    assert "3 micrographs done, 0 waiting, 0 failed, 0 rejected" in done.stdout
+    assert "4 files of no known kind were left alone" in done.stdout
+
+
+def test_a_star_table_with_the_wrong_columns_is_a_fault(session: Session) -> None:
+    """It may be what somebody takes for coordinates."""
+    (session.folder / "Coordinates" / "picks.star").write_text("data_\nloop_\n_x\n_y\n1 2\n")
+    told = once(session)
+    assert told.returncode == 1
+    assert "its columns are _x, _y" in told.stdout

@@ -63,6 +63,8 @@ def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
         return spider.missing(path, size_bytes, head)
     if path.suffix.lower() in TIFF_ENDINGS:
         return tiff.missing(path, size_bytes, head)
+    if path.suffix.lower() == ".cs":
+        return cryosparc.missing(path, size_bytes, head)
     return None
 
 

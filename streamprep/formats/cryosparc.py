@@ -66,6 +66,19 @@ class CsHeader:
     rows: int
     offset: int
 
+    @property
+    def file_bytes(self) -> int:
+        """Size that the whole file must have."""
+        return self.offset + self.rows * self.row.itemsize
+
+
+class _SizeError(InputError):
+    """A file is shorter or longer than its header says."""
+
+    def __init__(self, path: Path | str, reason: str, file_bytes: int = 0) -> None:
+        super().__init__(path, reason)
+        self.file_bytes = file_bytes
+
 
 def recognise(path: Path, head: bytes) -> Kind | None:
     """``coordinates`` for a cryoSPARC table of particles; None for anything else.
@@ -122,12 +135,33 @@ def parse_header(path: Path, head: bytes, size_bytes: int) -> CsHeader:
         raise InputError(path, "not a cryoSPARC table: an array with named columns, uid among them, is needed")
     if len(shape) != 1 or shape[0] < 0:
         raise InputError(path, f"its header says the shape is {shape}; a table has one axis")
-    needed = stream.tell() + shape[0] * row.itemsize
-    if needed != size_bytes:
-        relation = "truncated" if size_bytes < needed else "longer than its header says"
-        rows = f"{shape[0]} rows of {row.itemsize} bytes"
-        raise InputError(path, f"{relation}: it has {size_bytes} bytes; {rows} and the header make {needed}")
-    return CsHeader(row, int(shape[0]), stream.tell())
+    header = CsHeader(row, int(shape[0]), stream.tell())
+    if header.file_bytes != size_bytes:
+        raise _SizeError(path, _wrong_size(header, size_bytes), header.file_bytes)
+    return header
+
+
+def _wrong_size(header: CsHeader, size_bytes: int) -> str:
+    relation = "truncated" if size_bytes < header.file_bytes else "longer than its header says"
+    rows = f"{header.rows} rows of {header.row.itemsize} bytes"
+    return f"{relation}: it has {size_bytes} bytes; {rows} and the header make {header.file_bytes}"
+
+
+def missing(path: Path, size_bytes: int, head: bytes) -> str | None:
+    """What is not there yet of a table that is being written; None when it is whole, or no table."""
+    if not head.startswith(_MAGIC):
+        return None if size_bytes else "the file is empty"
+    with path.open("rb") as file:
+        start = file.read(MAX_HEADER_BYTES)
+    if len(start) < 10 or len(start) < 10 + int.from_bytes(start[8:10], "little"):
+        return f"its header has not all come yet; it has {size_bytes} bytes so far"
+    try:
+        parse_header(path, start, size_bytes)
+    except _SizeError as error:
+        return error.reason if size_bytes < error.file_bytes else None
+    except InputError:
+        return None  # reading it tells
+    return None
 
 
 def read_table(path: Path) -> Table:

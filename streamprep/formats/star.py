@@ -30,7 +30,11 @@ _CLOSING = {quote: re.compile(rf"{quote}(?=[ \t#])") for quote in "'\""}
 _QUOTED = frozenset("'\";.?")
 """What a value may begin with that does not stand for itself."""
 _COLUMN = re.compile(rb"^[ \t]*_rln(?:Coordinate|Defocus|ImageName)", re.MULTILINE)
-
+_OTHER = re.compile(
+    rb"^[ \t]*_rln(?:Micrograph(?:MovieName|Metadata|Coordinates|Binning)|AccumMotion|PipeLine|JobType|JobOption"
+    rb"|ReferenceDimensionality|OutputRootName|HealpixOrder|PostprocessedMap)",
+    re.MULTILINE,
+)
 _CTF_FIELDS = {
     "rlnDefocusU": "defocus_u_angstrom",
     "rlnDefocusV": "defocus_v_angstrom",
@@ -46,8 +50,14 @@ _OPTICS_COLUMNS = {
 
 
 def recognise(path: Path, head: bytes) -> Kind | None:
-    """Coordinates (or CTF: reading it tells) where the ending is STAR's, or RELION's columns are in the head."""
-    return "coordinates" if path.suffix.lower() == ".star" or _COLUMN.search(head) else None
+    """Coordinates (or CTF, or rows: reading it tells) where RELION's columns are in the head, or the ending is STAR's.
+
+    Not where the head is that of a file that RELION keeps beside its tables: metadata of movies, lists of micrographs,
+    jobs and pipelines, the state of a refinement.
+    """
+    if _COLUMN.search(head):
+        return "coordinates"
+    return "coordinates" if path.suffix.lower() == ".star" and not _OTHER.search(head) else None
 
 
 class Loop:

@@ -30,9 +30,10 @@ class ParticleSink(Sink):
         self._dtype = config.sets.stack_dtype
         self._inverted = "invert" in config.particles
         forms: Mapping[str, type[XmdTable] | type[CsTable]] = {"xmd": XmdTable, "cs": CsTable}
+        folders = [folder for label, folder in FOLDERS.items() if label == "particle" or config.extract is not None]
         self.tables: Sequence[Table] = [
-            *(StarTable(f"{folder}.star") for folder in FOLDERS.values()),
-            *(forms[form](f"{folder}.{form}") for form in self._further for folder in FOLDERS.values()),
+            *(StarTable(f"{folder}.star") for folder in folders),
+            *(forms[form](f"{folder}.{form}") for form in self._further for folder in folders),
         ]
         output = config.resolve(config.session.output)
         if config.session.image_paths == "absolute":

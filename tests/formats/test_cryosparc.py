@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamprep import formats
 from streamprep.formats import cryosparc
 from streamprep.model import Coordinates, Ctf, InputError
 
@@ -294,3 +295,16 @@ def test_no_bytes_make_it_fail_otherwise(junk: bytes, at: int) -> None:
         except InputError:
             return
     assert all(isinstance(entry.data, Ctf) or bool(np.isfinite(entry.data.xy_px).all()) for entry in entries)
+
+
+def test_a_table_that_is_being_written_is_not_whole_before_its_last_byte(tmp_path: Path) -> None:
+    path = saved(tmp_path, table(LOCATION, CTF))
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        said = formats.missing_part(path, end, whole[: min(end, formats.HEAD_BYTES)])
+        assert said is not None or end < 6, end
+    path.write_bytes(whole)
+    assert formats.missing_part(path, len(whole), whole[: formats.HEAD_BYTES]) is None
+    path.write_bytes(whole + b"x")
+    assert formats.missing_part(path, len(whole) + 1, whole[: formats.HEAD_BYTES]) is None  # reading it tells

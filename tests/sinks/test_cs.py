@@ -196,3 +196,44 @@ def test_what_is_written_is_read_back(micrographs: list[tuple[str, list[tuple[fl
             assert entry.data.defocus_angle_deg == pytest.approx(30.0, rel=1e-6)
             assert entry.data.voltage_kv == 200.0
             assert entry.data.amplitude_contrast == pytest.approx(0.07)
+
+
+def test_cryosparcs_own_tools_read_what_is_written(tmp_path: Path) -> None:
+    dataset = pytest.importorskip("cryosparc.dataset", reason="cryosparc-tools has no wheel for this machine")
+    path = tmp_path / "particles.cs"
+    points = [(10.25, 20.5), (150.0, 290.75)]
+    path.write_bytes(
+        published(convert(placed(points, rlnDefocusU=[2e4, 1e4], rlnDefocusV=[1e4] * 2, rlnDefocusAngle=[90.0, 0])))
+    )
+    read = dataset.Dataset.load(path)
+    assert len(read) == 2
+    ny, nx = SHAPE
+    np.testing.assert_allclose(read["location/center_x_frac"] * nx, [x for x, _ in points], rtol=1e-6)
+    np.testing.assert_allclose((1 - read["location/center_y_frac"]) * ny, [y for _, y in points], rtol=1e-5)
+    assert read["blob/idx"].tolist() == [0, 1]
+    assert read["location/micrograph_path"].tolist() == ["m/a.mrc"] * 2
+    np.testing.assert_allclose(read["ctf/df_angle_rad"], [np.pi / 2, 0], rtol=1e-6)
+
+
+def test_what_cryosparcs_own_tools_write_is_read(tmp_path: Path) -> None:
+    dataset = pytest.importorskip("cryosparc.dataset", reason="cryosparc-tools has no wheel for this machine")
+    made = dataset.Dataset.allocate(
+        3,
+        [
+            ("location/micrograph_path", "O"),
+            ("location/micrograph_shape", "<u4", (2,)),
+            ("location/center_x_frac", "<f4"),
+            ("location/center_y_frac", "<f4"),
+        ],
+    )
+    made["location/micrograph_path"] = ["J1/a.mrc", "J1/b.mrc", "J1/a.mrc"]
+    made["location/micrograph_shape"] = [(400, 200)] * 3
+    made["location/center_x_frac"] = [0.5, 0.25, 0.125]
+    made["location/center_y_frac"] = [0.25, 0.5, 0.75]
+    made.save(tmp_path / "picked.cs", format=dataset.NUMPY_FORMAT)
+    found = {
+        entry.micrograph: entry.data.xy_px.tolist()
+        for entry in cryosparc.read_entries(tmp_path / "picked.cs")
+        if isinstance(entry.data, Coordinates)
+    }
+    assert found == {"J1/a.mrc": [[100, 300], [25, 100]], "J1/b.mrc": [[50, 200]]}
