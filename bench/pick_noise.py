@@ -5,7 +5,6 @@ Processor time, the least of several runs, each with other particles on a 4096 Ã
 be compared. Run with ``python bench/pick_noise.py``.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import os

@@ -24,35 +24,68 @@ MAX_SINGLE_BYTES = 16 << 20
 MAX_LINE_BYTES = 1 << 20
 """In larger files than that, longer lines may be refused; those of twice the length are."""
 
+_SMALL_BYTES = 1 << 20
+_BEGINNING_BYTES = 1 << 16
+
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
-def text_bytes(path: Path, max_bytes: int | None = None) -> bytes:
+def text_bytes(
+    path: Path, max_bytes: int | None = None, at_most: Mapping[bytes, tuple[int, str]] | None = None
+) -> bytes:
     """The bytes of a text file, without the mark of UTF-8 at its beginning.
+
+    Parameters
+    ----------
+    path
+        The file.
+    max_bytes
+        The largest that is read.
+    at_most
+        What may be in it so many times only, and how that is called. One that lies across two MiB may be overlooked.
 
     Raises
     ------
     InputError
-        The file is too large, or holds a NUL byte or an endless line: found while it is looked through, before it is
-        taken into memory.
+        The file is too large, holds a NUL byte, an endless line, a MiB of blanks, or too much of something: found while
+        it is looked through, before it is taken into memory.
     """
     size, most = path.stat().st_size, min(max_bytes or MAX_BYTES, MAX_BYTES)
     if size > most:
         raise InputError(path, f"the table has {size} bytes; the most that is read is {most}")
     with path.open("rb") as file:
-        seen = 0
+        seen, counts = 0, dict.fromkeys(at_most or {}, 0)
         while piece := file.read(MAX_LINE_BYTES):
             at = piece.find(b"\0")
             if at >= 0:
                 raise InputError(path, f"not a text file: byte {seen + at + 1} is NUL")
-            if size > MAX_SINGLE_BYTES and len(piece) == MAX_LINE_BYTES and b"\n" not in piece and b"\r" not in piece:
-                raise InputError(
-                    path, f"not a table: no line ends in the {MAX_LINE_BYTES} bytes from byte {seen + 1} on"
-                )
+            if size > MAX_SINGLE_BYTES and len(piece) == MAX_LINE_BYTES:
+                where = f"the {MAX_LINE_BYTES} bytes from byte {seen + 1} on"
+                if b"\n" not in piece and b"\r" not in piece:
+                    raise InputError(path, f"not a table: no line ends in {where}")
+                if piece.isspace():
+                    raise InputError(path, f"not a table: nothing is in {where}")
+            for mark, (most, name) in (at_most or {}).items():
+                counts[mark] += piece.count(mark)
+                if counts[mark] > most:
+                    said = f"more than {most} {name}, the most that is read" if most else f"{name}; none may be in it"
+                    raise InputError(path, f"a table of {size} bytes with {said}")
             seen += len(piece)
         file.seek(0)
         data = file.read(size)
     return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def beginning(path: Path) -> bytes | None:
+    """Whole lines from the beginning of a large file, to find there what would cost much to find in the whole.
+
+    None for a small one, which costs little anyway.
+    """
+    if path.stat().st_size <= _SMALL_BYTES:
+        return None
+    with path.open("rb") as file:
+        start = file.read(_BEGINNING_BYTES)
+    return start[: start.rfind(b"\n") + 1].removeprefix(b"\xef\xbb\xbf")
 
 
 def shown(value: Any) -> str:

@@ -33,6 +33,8 @@ MAX_UNPACKED_BYTES = 1 << 30
 MAX_RATIO = 1032
 """A stream of gzip cannot become larger than this many times itself; one of bzip2 can, and may up to the size above."""
 _MAX_SIDE = 1 << 17
+_PIECE_BYTES = 1 << 20
+"""Unpacked at once: the standard library makes a copy of what it unpacks."""
 _BIG_ENDIAN_STAMP = 0x11
 
 
@@ -236,7 +238,7 @@ def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: in
         view, filled = memoryview(data.view(np.uint8).data), 0
         try:
             stream.seek(offset)
-            while filled < len(view) and (got := stream.readinto(view[filled:])):
+            while filled < len(view) and (got := stream.readinto(view[filled : filled + _PIECE_BYTES])):
                 filled += got
             further = stream.read(1)  # to its end: there the checksum is compared
         except (EOFError, OSError, zlib.error) as error:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gemmi
 import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
-from streamprep.formats._values import as_numbers, digest_of, groups, shown, text_bytes
+from streamprep.formats._values import MAX_SINGLE_BYTES, as_numbers, beginning, digest_of, groups, shown, text_bytes
 from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind, ParticleRows
 
+T = TypeVar("T")
 MAX_TABLES = 4096
 MAX_COLUMNS = 4096
 """Of a block, and more than any program writes; gemmi's tables have their price each."""
+_BOUNDS = {
+    b"\ndata_": (MAX_TABLES, "data_ blocks"),
+    b"\nloop_": (MAX_TABLES, "tables"),
+    b"\n_": (16 * MAX_COLUMNS, "names of columns"),
+}
+_LINES_OF_A_ROW = 16
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
@@ -98,11 +105,36 @@ def read_loops(path: Path, max_bytes: int | None = None) -> list[Loop]:
     InputError
         The file is empty, too large (``max_bytes``, where it is given), has too many tables, or is not a STAR file.
     """
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise InputError(path, "the file is empty; a STAR file needs at least a data_ line and a loop_")
+    # texts over several lines have no place in long tables, and gemmi needs many times their space
+    bounds = _BOUNDS if size <= MAX_SINGLE_BYTES else {**_BOUNDS, b"\n;": (0, "texts between semicolons")}
+    return _parse(path, text_bytes(path, max_bytes, bounds))
+
+
+def read_with(path: Path, understand: Callable[[list[Loop]], T]) -> T:
+    """What a function makes of every table of a STAR file; of a large one it has to make it of the beginning first.
+
+    So a value that is none is found before the whole is in memory.
+    """
+    start = beginning(path)
+    for _ in range(_LINES_OF_A_ROW if start else 0):  # it may end within a row of several lines
+        assert start is not None
+        try:
+            loops = _parse(path, start)
+        except InputError:
+            start = start[: start[:-1].rfind(b"\n") + 1]
+        else:
+            understand(loops)
+            break
+    return understand(read_loops(path))
+
+
+def _parse(path: Path, data: bytes) -> list[Loop]:
     try:
         # Not by name, which need not be UTF-8; names of columns are compared here, gemmi takes minutes for a million.
-        document = gemmi.cif.read_string(text_bytes(path, max_bytes), 0)
+        document = gemmi.cif.read_string(data, 0)
     except (ValueError, RuntimeError, UnicodeError) as error:
         said = re.sub(r"^(?:data|string):(\d+)[^ ]*: *", r"line \1: ", str(error)) or type(error).__name__
         raise InputError(path, f"not a readable STAR file: {said[:200]}") from error
@@ -159,7 +191,19 @@ def read_entries(path: Path) -> list[Entry]:
     InputError
         It holds neither, or a value in it is not a number.
     """
-    loops = read_loops(path)
+    loops, entries = read_with(path, _said)
+    if entries is None:
+        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
+        raise InputError(
+            path,
+            "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
+            f"_rlnDefocusU) nor the images of stacks (_rlnImageName) are in it; its columns are {names}",
+        )
+    return entries
+
+
+def _said(loops: list[Loop]) -> tuple[list[Loop], list[Entry] | None]:
+    """What tables say; None where none of them is one that is read."""
     entries: list[Entry] = []
     known = False
     optics = next((loop for loop in loops if loop.block == "optics"), None)
@@ -174,14 +218,7 @@ def read_entries(path: Path) -> list[Entry]:
         elif not named:
             continue
         known = True
-    if not known:
-        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
-        raise InputError(
-            path,
-            "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
-            f"_rlnDefocusU) nor the images of stacks (_rlnImageName) are in it; its columns are {names}",
-        )
-    return entries
+    return loops, entries if known else None
 
 
 def _coordinates(loop: Loop) -> Iterable[Entry]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep.formats import _plain
-from streamprep.formats._values import groups, shown
+from streamprep.formats._values import beginning, groups, shown
 from streamprep.model import FIGURE_OF_MERIT, Entry, InputError, Kind
 
 MAX_COLUMNS = 1024
@@ -42,7 +42,13 @@ def read_entries(path: Path) -> list[Entry]:
     InputError
         Names the line, the column and the value that is wrong.
     """
-    text = _plain.read_text(path)
+    start = beginning(path)
+    if start is not None:  # what is no table is refused by its beginning
+        _understood(path, start.decode("utf-8", "replace"))
+    return _understood(path, _plain.read_text(path))
+
+
+def _understood(path: Path, text: str) -> list[Entry]:
     first = text.partition("\n")[0]
     header = first.split("\t")
     missing = [name for name in _NEEDED if name not in header]

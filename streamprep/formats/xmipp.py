@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import digest_of, groups
-from streamprep.formats.star import Loop, image_names, read_loops, rows_entry
+from streamprep.formats.star import Loop, image_names, read_with, rows_entry
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, Ctf, Entry, InputError, Kind, ParticleRows
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
@@ -80,19 +80,26 @@ def read_entries(path: Path) -> list[Entry]:
         head = file.read(256)
     if not _FIRST_LINE.match(head):
         raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
-    loops = read_loops(path)
-    picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
-    stacked = [loop for loop in loops if any("@" in name for name in loop.columns.get("image", ()))]
-    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked and loop not in stacked]
-    if not picked and not fitted and not stacked:
-        names = ", ".join("_" + name for loop in loops for name in list(loop.columns)[:6])
+    loops, entries = read_with(path, _said)
+    if entries is None:
+        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
         raise InputError(
             path,
             "neither coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) nor the images of stacks (_image) are in "
             f"it; its columns are {names}",
         )
+    return entries
+
+
+def _said(loops: list[Loop]) -> tuple[list[Loop], list[Entry] | None]:
+    """What tables say; None where none of them is one that is read."""
+    picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
+    stacked = [loop for loop in loops if any("@" in name for name in loop.columns.get("image", ()))]
+    fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked and loop not in stacked]
+    if not picked and not fitted and not stacked:
+        return loops, None
     entries = _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
-    return entries + [entry for loop in stacked for entry in _particle_rows(loop)]
+    return loops, entries + [entry for loop in stacked for entry in _particle_rows(loop)]
 
 
 def _particle_rows(loop: Loop) -> Iterable[Entry]:
