@@ -223,7 +223,8 @@ def test_what_fails_on_every_item_stops_the_session_and_names_itself(
         assert "attempts)" not in session.call("status", env=installed).stdout, "what no worker had lost no attempt"
     if setup:
         assert session.call("retry", env=installed).returncode == 0
-        assert session.once(env=installed).returncode == 0, "corrected, it goes on"
+        patient = ("--set", "session.start_timeout_seconds=120", "--set", "session.job_timeout_seconds=60")
+        assert session.once(*patient, env=installed).returncode == 0, "corrected, it goes on"
         check_invariants(session.output)
 
 
