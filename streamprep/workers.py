@@ -64,6 +64,9 @@ WORKER = "a worker process"
 RUNNING = "running"
 """Name of the note in a job's staging folder."""
 
+KEPT_TABLES = 8
+"""A worker keeps the newest versions of so many tables as it read them."""
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -264,7 +267,9 @@ def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[dict[tuple[Kind, 
         for entry in worker.plugins.hook.read_item(item=Item(kind, path.stem, path)):
             if entry.kind in worker.wanted:
                 entries.setdefault((entry.kind, entry.micrograph or path.name), []).append(entry)
-        while len(worker.tables) >= 8:
+        for older in [known for known in worker.tables if known[0] == path]:
+            del worker.tables[older]
+        while len(worker.tables) >= KEPT_TABLES:
             del worker.tables[next(iter(worker.tables))]
         worker.tables[path, identity] = entries
     return worker.tables[path, identity], identity

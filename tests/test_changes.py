@@ -561,3 +561,38 @@ def test_a_plugin_that_fails_at_telling_what_is_missing_costs_the_file_alone(ses
     assert {row["reason"] for row in last.failures} == {
         "a plugin failed in missing_part: ZeroDivisionError: by nothing"
     }
+
+
+def test_of_a_table_that_grows_only_the_micrographs_with_new_rows_are_processed_again(session: Session) -> None:
+    picks = {
+        path.name.removesuffix("_autopick.star"): starfile.read(path)[["rlnCoordinateX", "rlnCoordinateY"]]
+        for path in sorted((session.folder / "Coordinates").glob("*.star"))
+    }
+    for path in (session.folder / "Coordinates").glob("*.star"):
+        path.unlink()
+    table = session.folder / "Coordinates" / "all.star"
+
+    def write(counts: dict[str, int]) -> None:
+        rows = [
+            f"Micrographs/{name}.mrc {x} {y}"
+            for name, count in counts.items()
+            for x, y in picks[name].to_numpy()[:count].tolist()
+        ]
+        names = "_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\n"
+        table.write_text(f"data_\nloop_\n{names}" + "\n".join(rows) + "\n")
+
+    def stacks() -> set[str]:
+        return {path.name for path in (session.output / "particles").rglob("*.mrcs")}
+
+    write({"mic_0001": 6})
+    assert "1 micrographs done, 2 waiting" in once(session).stdout
+    write({"mic_0001": 6, "mic_0003": 4})
+    assert "2 micrographs done, 1 waiting" in once(session).stdout
+    write({"mic_0003": 6, "mic_0002": 5, "mic_0001": 6})  # in another order, too
+    done_without_fault(session)
+    assert stacks() == {"mic_0001.mrcs", "mic_0002.mrcs", "mic_0003.mrcs", "mic_0003~2.mrcs"}
+    rows = read_table(session.output / "coordinates" / "particles.star")[1]
+    assert len(rows) == sum(
+        len(on_image(picks[name].to_numpy()[:count]))
+        for name, count in (("mic_0001", 6), ("mic_0002", 5), ("mic_0003", 6))
+    )
