@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -17,7 +17,6 @@ from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import MAX_SINGLE_BYTES, as_numbers, beginning, digest_of, groups, shown, text_bytes
 from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind, ParticleRows
 
-T = TypeVar("T")
 MAX_TABLES = 4096
 MAX_COLUMNS = 4096
 """Of a block, and more than any program writes; gemmi's tables have their price each."""
@@ -113,10 +112,24 @@ def read_loops(path: Path, max_bytes: int | None = None) -> list[Loop]:
     return _parse(path, text_bytes(path, max_bytes, bounds))
 
 
-def read_with(path: Path, understand: Callable[[list[Loop]], T]) -> T:
-    """What a function makes of every table of a STAR file; of a large one it has to make it of the beginning first.
+def read_with(path: Path, understand: Callable[[list[Loop]], list[Entry] | None], known: str) -> list[Entry]:
+    """What a function understands of the tables of a STAR file.
 
-    So a value that is none is found before the whole is in memory.
+    Of a large one it is given the beginning first: so a value that is none is found before the whole is in memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+    understand
+        Gives None where no table is one that it knows.
+    known
+        Those that it knows, for the message.
+
+    Raises
+    ------
+    InputError
+        As `read_loops` and ``understand``, and where it knows none of the tables.
     """
     start = beginning(path)
     for _ in range(_LINES_OF_A_ROW if start else 0):  # it may end within a row of several lines
@@ -128,7 +141,12 @@ def read_with(path: Path, understand: Callable[[list[Loop]], T]) -> T:
         else:
             understand(loops)
             break
-    return understand(read_loops(path))
+    loops = read_loops(path)
+    entries = understand(loops)
+    if entries is None:
+        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
+        raise InputError(path, f"neither {known} are in it; its columns are {names}")
+    return entries
 
 
 def _parse(path: Path, data: bytes) -> list[Loop]:
@@ -191,18 +209,14 @@ def read_entries(path: Path) -> list[Entry]:
     InputError
         It holds neither, or a value in it is not a number.
     """
-    loops, entries = read_with(path, _said)
-    if entries is None:
-        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
-        raise InputError(
-            path,
-            "neither coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, "
-            f"_rlnDefocusU) nor the images of stacks (_rlnImageName) are in it; its columns are {names}",
-        )
-    return entries
+    known = (
+        "coordinates (_rlnCoordinateX, _rlnCoordinateY) nor the CTF of micrographs (_rlnMicrographName, _rlnDefocusU) "
+        "nor the images of stacks (_rlnImageName)"
+    )
+    return read_with(path, _said, known)
 
 
-def _said(loops: list[Loop]) -> tuple[list[Loop], list[Entry] | None]:
+def _said(loops: list[Loop]) -> list[Entry] | None:
     """What tables say; None where none of them is one that is read."""
     entries: list[Entry] = []
     known = False
@@ -218,7 +232,7 @@ def _said(loops: list[Loop]) -> tuple[list[Loop], list[Entry] | None]:
         elif not named:
             continue
         known = True
-    return loops, entries if known else None
+    return entries if known else None
 
 
 def _coordinates(loop: Loop) -> Iterable[Entry]:

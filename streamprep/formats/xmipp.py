@@ -80,26 +80,19 @@ def read_entries(path: Path) -> list[Entry]:
         head = file.read(256)
     if not _FIRST_LINE.match(head):
         raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
-    loops, entries = read_with(path, _said)
-    if entries is None:
-        names = ", ".join("_" + name[:60] for loop in loops[:6] for name in list(loop.columns)[:6])
-        raise InputError(
-            path,
-            "neither coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) nor the images of stacks (_image) are in "
-            f"it; its columns are {names}",
-        )
-    return entries
+    known = "coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) nor the images of stacks (_image)"
+    return read_with(path, _said, known)
 
 
-def _said(loops: list[Loop]) -> tuple[list[Loop], list[Entry] | None]:
+def _said(loops: list[Loop]) -> list[Entry] | None:
     """What tables say; None where none of them is one that is read."""
     picked = [loop for loop in loops if "xcoor" in loop or "ycoor" in loop]
     stacked = [loop for loop in loops if any("@" in name for name in loop.columns.get("image", ()))]
     fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked and loop not in stacked]
     if not picked and not fitted and not stacked:
-        return loops, None
+        return None
     entries = _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
-    return loops, entries + [entry for loop in stacked for entry in _particle_rows(loop)]
+    return entries + [entry for loop in stacked for entry in _particle_rows(loop)]
 
 
 def _particle_rows(loop: Loop) -> Iterable[Entry]:
