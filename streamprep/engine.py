@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from streamprep.ledger import FileRow, JobRow, LedgerError
 from streamprep.model import InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
-from streamprep.session import keep_labels, make_sources, open_ledger, open_output, stacks_source
+from streamprep.session import keep_labels, make_sources, open_ledger, open_output, stacks_sources
 from streamprep.snapshot import Mode, Rates, Snapshot
 from streamprep.stacks import NamedStacks
 from streamprep.watcher import Arrival, Watcher
@@ -145,7 +145,9 @@ class Engine:
             clock=clock,
             excluded=[self.output],
         )
-        self._stacks = NamedStacks(config.folder, self.watcher.covers)
+        real = [Path(os.path.realpath(source.root)) for source in self.sources]
+        self._stacks = NamedStacks([config.folder, *real, *(parent for root in real for parent in root.parents)])
+        self._look_for_stacks = False
         self._executor: Executor | None = None
         self._running: list[_Running] = []
         self._uncommitted: list[tuple[_Running, Outcome]] = []
@@ -183,7 +185,7 @@ class Engine:
             run = self.ledger.start_run(self._now(), __version__)
             self.ledger.join_all()
             self._executor = self._make_executor(self.config)
-            self._watch_named_stacks(self.ledger.named_stacks())
+            self._find_stacks_again()
             self.watcher.start()
             self._call("run_started", plan=self.plan, config=self.config)
             self._mode = "running"
@@ -244,6 +246,8 @@ class Engine:
                 if self._mode != "draining":
                     self._take_in(self.watcher.poll())
                     self._look_for_removed()
+                    if self._look_for_stacks:
+                        self._find_stacks()
                     self._control()
                     self._submit()
                 self._collect()
@@ -270,6 +274,7 @@ class Engine:
             self.ledger.waiting_tables(1, excluded=self._waiting)
             or self.ledger.has_ready_jobs()
             or self.watcher.scans_completed > self._checked
+            or self._look_for_stacks
         ):
             return False
         incomplete = self.watcher.give_up_on_incomplete()
@@ -314,6 +319,7 @@ class Engine:
             self._item_finished(f"{arrival.source.label}/{arrival.relative}", "failed", f"{arrival.path}: {problem}")
         elif kind in self._required:
             self.ledger.item_found(file)
+            self._look_for_stacks = self._look_for_stacks or kind == "particles"
         elif kind == "mask":
             self.ledger.mask_found(file)
         elif kind in ("micrograph", "particles", "map"):
@@ -336,28 +342,63 @@ class Engine:
         for file in self.ledger.looked_for(self.ledger.looked_up_to, REMOVED_CHECKED):
             if is_gone(self._path_of(file)):
                 self.ledger.file_gone(file.id)
-        self._watch_named_stacks(())
+        self._look_for_stacks = True
 
-    def _watch_named_stacks(self, named: Iterable[tuple[FileRow, str]]) -> None:
-        """Watch for the stacks that tables name, where no watched folder covers them; some may not be there yet."""
+    def _find_stacks_again(self) -> None:
+        """At the start: watch where named stacks lie; look for those that are not where they were."""
         if "particles" not in self._required:
             return
-        for table, name in named:
-            self._stacks.add(self._path_of(table), [name])
-        for folder, names in self._stacks.look().items():
-            source = stacks_source(folder, names, self.ledger, self.output)
+        folders: dict[Path, set[str]] = {}
+        for entry, table, name, place in self.ledger.named_stacks():
+            if place is not None and Path(place).is_file():
+                folders.setdefault(Path(place).parent, set()).add(Path(place).name)
+            else:
+                self._stacks.add(entry, self._path_of(table), name)
+        self._watch_stacks(folders)
+        self._find_stacks()
+
+    def _find_stacks(self) -> None:
+        """Look for the stacks that tables name and that were not found so far; some may not be there yet."""
+        self._look_for_stacks = False
+        if "particles" not in self._required:
+            return
+        found, folders = self._stacks.look()
+        self._watch_stacks(folders)
+        if found:
+            self.ledger.place_stacks(found)
+            for _, place in found:
+                self._adopt(Path(place))
+
+    def _watch_stacks(self, folders: Mapping[Path, set[str]]) -> None:
+        further = {folder: names for folder, names in folders.items() if not self.watcher.covers(folder)}
+        for source in stacks_sources(further, self.ledger, self.output) if further else ():
             self._roots[source.label] = source.root
             self.watcher.add(source)
+
+    def _adopt(self, place: Path) -> None:
+        """A stack that a table names may have the header of a micrograph or a map."""
+        for source in self.sources:
+            root = Path(os.path.realpath(source.root))
+            if source.kind is None and place.is_relative_to(root):
+                self.ledger.adopt_stack(source.label, place.relative_to(root).as_posix())
 
     def _path_of(self, file: FileRow) -> Path:
         return self._roots[file.source] / file.path
 
     def _is_moved(self, arrival: Arrival, kind: Kind) -> bool:
         """Whether it is a known file at another place; then it keeps its name and its results."""
-        for twin in self.ledger.twins(arrival.source.label, arrival.relative, arrival.identity, kind):
-            if is_gone(self._path_of(twin)) and self.ledger.moved(twin, arrival.source.label, arrival.relative):
+        label, path = arrival.source.label, arrival.relative
+        for twin in self.ledger.twins(label, path, arrival.identity, kind):
+            if is_gone(self._path_of(twin)) and self.ledger.moved(twin, label, path):
                 log.info("%s was moved to %s", self._path_of(twin), arrival.path)
                 return True
+        # the same path may be watched in another way than before: by a folder's name, or because a table names it
+        for twin in self.ledger.namesakes(label, path, kind):
+            if self.watcher.wants(twin.source, twin.path):
+                continue
+            if os.path.realpath(self._path_of(twin)) == os.path.realpath(arrival.path):
+                self.ledger.moved(twin, label, path)
+                return self.ledger.is_known(label, path, arrival.identity)  # it may have changed meanwhile
         return False
 
     # --- work ---
@@ -424,8 +465,10 @@ class Engine:
     def _table_ended(self, table: FileRow, outcome: Outcome) -> None:
         path = f"{table.source}/{table.path}"
         if outcome.verdict == "done":
-            self.ledger.table_read(table.id, outcome.entries)
-            self._watch_named_stacks((table, entry.name) for entry in outcome.entries if entry.kind == "rows")
+            self._waiting.discard(table.id)
+            for entry, name in self.ledger.table_read(table.id, outcome.entries):
+                self._stacks.add(entry, self._path_of(table), name)
+                self._look_for_stacks = True
         elif outcome.verdict in ("changed", "unstarted"):
             self.watcher.rescan()
             self._not_before["table", table.id] = self._clock() + 1.0
@@ -503,10 +546,12 @@ class Engine:
     def _job_changed(self, job: JobRow, outcome: Outcome, now: float) -> None:
         """Its micrograph is being written, which the watcher will tell; or an input is not what it was."""
         doubted = outcome.doubted
-        if doubted is None:
+        self._doubts[job.id] += 1
+        if doubted is None and self._doubts[job.id] <= MOST_DOUBTS:
             self.ledger.release(job.id)
-        elif self._doubts[job.id] < MOST_DOUBTS:
-            self._doubts[job.id] += 1
+        elif doubted is None:  # nobody says what has become of it
+            self.ledger.job_waits(job.id, f"waits, for {outcome.reason} again and again")
+        elif self._doubts[job.id] <= MOST_DOUBTS:
             self.ledger.doubt(job, doubted, gone=is_gone(self._roots[doubted.source] / doubted.path))
         else:
             self._job_failed(job, replace(outcome, verdict="failed"), now)

@@ -5,8 +5,8 @@ The answer depends on what is there and never on the order in which it came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from streamprep.model import Identity, Kind
@@ -39,28 +39,12 @@ class Match:
     """Whether it is that there are too many choices, not too few."""
 
 
+_NOWHERE: Mapping[JobInput, str] = {}
+
+
 def mask_digest(identity: Identity) -> str:
     """Stands for a mask's pixels."""
     return f"{identity.size}-{identity.mtime_ns}-{identity.inode}"
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where watched folders lie."""
-
-    roots: Mapping[str, str] = field(default_factory=dict)
-    """Each label's folder, links resolved."""
-    folder: str = "/"
-    """That of the session: programs name stacks from their project's folder."""
-
-    def of(self, labelled: str) -> PurePosixPath:
-        """The path of a file that is known by its folder's label."""
-        label, _, path = labelled.partition("/")
-        return PurePosixPath(self.roots.get(label, f"/{label}"), path)
-
-
-Rank = tuple[int, int]
-"""How surely a name means a stack; the lower, the surer. The second number tells apart stacks for one table only."""
 
 
 def join(
@@ -69,7 +53,9 @@ def join(
     required: Mapping[Kind, str],
     suffixes: Sequence[str],
     failed: Sequence[str] = (),
-    places: Places | None = None,
+    optional: Collection[Kind] = (),
+    real_paths: Sequence[str] = (),
+    placed: Mapping[JobInput, str] = _NOWHERE,
 ) -> tuple[list[Match], dict[JobInput, int | None]]:
     """Give each entry of a table to the micrograph, or to the stack, that it means.
 
@@ -86,8 +72,13 @@ def join(
         Endings that programs add to names.
     failed
         Tables under this key that could not be read, for the reasons.
-    places
-        Where the folders lie, for rows, which name files and not just micrographs.
+    optional
+        Kinds that are added where there is exactly one.
+    real_paths
+        Where each stack lies, links resolved.
+    placed
+        Where the stacks lie that rows name: they mean files, not just names. Of rows that are not in it, it is not
+        known yet.
 
     Returns
     -------
@@ -98,22 +89,19 @@ def join(
     """
     owners: dict[JobInput, int | None] = {}
     clashes: dict[int, str] = {}
-    ranks: dict[JobInput, Rank] = {}
     for entry in entries:
-        if entry.kind not in required:
+        if entry.kind not in required and entry.kind not in optional:
             continue
         if entry.kind == "rows":
-            fits = _named_by(entry, items, places or Places())
-            if not fits:
-                continue
-            ranks[entry] = min(fits.values())
-            tied = [index for index, rank in fits.items() if rank == ranks[entry]]
-            chosen = tied[0] if len(tied) == 1 else None
-        else:
-            # a file that is called as its micrograph says by its folder, too, which one is meant
-            own_name = entry.name == PurePosixPath(entry.path).name
-            meant = f"{entry.source}/{entry.path}" if own_name else entry.name
-            chosen, tied = best_match(meant, items, suffixes)
+            # the same file may be watched in two ways; it is taken as it was seen first
+            named = next((index for index, path in enumerate(real_paths) if path == placed.get(entry)), None)
+            if named is not None:
+                owners[entry] = named
+            continue
+        # a file that is called as its micrograph says by its folder, too, which one is meant
+        own_name = entry.name == PurePosixPath(entry.path).name
+        meant = f"{entry.source}/{entry.path}" if own_name else entry.name
+        chosen, tied = best_match(meant, items, suffixes)
         owners[entry] = chosen
         if chosen is None:
             said = f"{entry.path} could belong to {' or '.join(items[index] for index in tied)}"
@@ -121,48 +109,10 @@ def join(
     matches = []
     for index, path in enumerate(items):
         mine = [entry for entry, owner in owners.items() if owner == index]
-        surest = min((ranks[entry][0] for entry in mine if entry in ranks), default=0)
-        mine = [entry for entry in mine if entry not in ranks or ranks[entry][0] == surest]
-        matches.append(_choose(path, mine, required, clashes.get(index), failed))
+        match = _choose(path, mine, required, clashes.get(index), failed)
+        further = [made for kind in optional if len(made := [entry for entry in mine if entry.kind == kind]) == 1]
+        matches.append(replace(match, inputs=(*match.inputs, *(made[0] for made in further))))
     return matches, owners
-
-
-def _named_by(entry: JobInput, stacks: Sequence[str], places: Places) -> dict[int, Rank]:
-    """The stacks that an entry can mean by its name, each with how surely."""
-    table = places.of(f"{entry.source}/{entry.path}")
-    found = ((index, stack_rank(entry.name, table, places.of(stack), places)) for index, stack in enumerate(stacks))
-    return {index: rank for index, rank in found if rank is not None}
-
-
-def stack_rank(name: str, table: PurePosixPath, stack: PurePosixPath, places: Places) -> Rank | None:
-    """How surely a table means a stack by a name; None where it cannot.
-
-    From the surest on: the name, taken from the table's folder, from one above it, or from the session's, is the
-    stack's path; the stack's path ends with the whole name, from somewhere else; table and stack lie together as the
-    name says, in a folder that was moved as a whole.
-
-    Examples
-    --------
-    >>> job = PurePosixPath("/project/Extract/job010")
-    >>> stack_rank("Extract/job010/a.mrcs", job / "particles.star", job / "a.mrcs", Places())
-    (0, 2)
-    >>> stack_rank("Extract/job020/a.mrcs", PurePosixPath("/other/particles.star"), job / "a.mrcs", Places())
-    """
-    named = PurePosixPath(name.replace("\\", "/"))
-    if named.name != stack.name:
-        return None
-    if named.is_absolute():
-        if named == stack:
-            return (0, 0)
-    elif stack.parts[-len(named.parts) :] == named.parts:
-        bases = [*table.parents, PurePosixPath(places.folder)]
-        base = PurePosixPath(*stack.parts[: -len(named.parts)])
-        return (0, bases.index(base)) if base in bases else (1, 0)
-    if stack.is_relative_to(table.parent):
-        below = stack.relative_to(table.parent).parts
-        if named.parts[-len(below) :] == below:
-            return (2, -len(below))
-    return None
 
 
 def _choose(
@@ -178,8 +128,7 @@ def _choose(
         if len(choices) > 1:
             exact = [choice for choice in choices if match_key(choice.name, ()) == match_key(path, ())]
             if len(exact) != 1:
-                names = ", ".join(f"{choice.source}/{choice.path}" for choice in choices)
-                reasons.append(f"has several {kind} files: {names}; leave one of them")
+                reasons.append(_several(kind, choices))
                 contested = True
                 continue
             choices = exact
@@ -190,6 +139,14 @@ def _choose(
     if failed and not clash and len(inputs) < len(required):
         reasons.append(f"{', '.join(failed)} could not be read")
     return Match(tuple(inputs), tuple(reasons), contested)
+
+
+def _several(kind: Kind, choices: Sequence[JobInput]) -> str:
+    files = dict.fromkeys(f"{choice.source}/{choice.path}" for choice in choices)
+    if len(files) == 1:
+        names = ", ".join(choice.name for choice in choices)
+        return f"{next(iter(files))} names it in several ways: {names}; one must do"
+    return f"has several {kind} files: {', '.join(files)}; leave one of them"
 
 
 def _one_of_alike(choices: Sequence[JobInput]) -> list[JobInput]:

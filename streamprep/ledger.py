@@ -8,7 +8,7 @@ Tables
 files       one row per generation of each path: what arrived
 sources     the watched folders, by their labels
 entries     what a table says about each micrograph or stack, and masks: what these are joined with; of the first
-            generation of the table, whichever said it last
+            generation of the table, whichever said it last; of rows the place of their stack, once it is known
 jobs        one row per generation of each item: what is to be made, and how it ended; its origin is the entry with its
             coordinates, or rows
 shards      immutable files of the output, each of one job
@@ -29,10 +29,10 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from streamprep.joins import JobInput, Match, Places, join, mask_digest
+from streamprep.joins import JobInput, Match, join, mask_digest
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
@@ -55,7 +55,7 @@ CREATE INDEX files_by_item ON files (item);
 CREATE INDEX files_contested ON files (id) WHERE state = 'done' AND reason IS NOT NULL;
 CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
-  key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, live INTEGER NOT NULL DEFAULT 1) STRICT;
+  key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, place BLOB, live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX entries_by_key ON entries (key, kind) WHERE live;
 CREATE INDEX entries_by_file ON entries (file, kind, name) WHERE live;
 CREATE TABLE jobs (
@@ -202,15 +202,12 @@ class Ledger:
         True on a network file system: a rollback journal instead of a write-ahead log.
     suffixes
         Endings that are ignored when a table's name is matched with a micrograph's.
-    folder
-        The session's, from which tables may name stacks.
     """
 
-    def __init__(
-        self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = (), folder: Path = Path("/")
-    ) -> None:
+    def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
         self._suffixes: tuple[str, ...] = ()
         self._required: dict[Kind, dict[Kind, str]] = {}
+        self._optional: dict[Kind, tuple[Kind, ...]] = {}
         self.looked_up_to = 0
         """Where the next `looked_for` goes on."""
         self.changes = 0
@@ -222,7 +219,7 @@ class Ledger:
         try:
             self._open(path, remote=remote)
             self._match_with(suffixes)
-            self._places = Places({row.label: row.root.as_posix() for row in self.sources()}, folder.as_posix())
+            self._roots = {row.label: row.root for row in self.sources()}
         except BaseException:
             self._db.close()
             raise
@@ -317,7 +314,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?, ?)",
                 (source.label, source.kind, os.fsencode(source.root), os.fsencode(source.relative), source.place),
             )
-        self._places = replace(self._places, roots={**self._places.roots, source.label: source.root.as_posix()})
+        self._roots[source.label] = source.root
 
     def forget_unwatched(self, watched: Callable[[str, str], bool]) -> int:
         """Let go of the files that the configuration does not name any more; what is done stays done.
@@ -434,11 +431,21 @@ class Ledger:
 
     def twins(self, source: str, path: str, identity: Identity, kind: Kind) -> list[FileRow]:
         """Newest generations of other paths with this stem and this very identity: it may have been one of them."""
+        same = (identity.size, identity.mtime_ns, identity.inode)
+        return [
+            file
+            for file in self.namesakes(source, path, kind)
+            if (file.identity.size, file.identity.mtime_ns, file.identity.inode) == same
+        ]
+
+    def namesakes(self, source: str, path: str, kind: Kind) -> list[FileRow]:
+        """Newest generations of other paths with this stem, of the same kind, or any kind of table."""
+        kinds = TABLE_KINDS if kind in TABLE_KINDS else (kind,)  # what a table says is known when it was read
         rows = self._db.execute(
-            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = ? AND size = ? AND mtime_ns = ? AND inode = ? "
+            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN (SELECT value FROM json_each(?)) "
             "AND NOT (source = ? AND path = ?) AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
             "WHERE n.source = f.source AND n.path = f.path AND n.generation > f.generation)",
-            (self._key(path), kind, identity.size, identity.mtime_ns, identity.inode, source, os.fsencode(path)),
+            (self._key(path), json.dumps(kinds), source, os.fsencode(path)),
         )
         return [_file(row) for row in rows]
 
@@ -498,23 +505,33 @@ class Ledger:
         )
         return [file for file in map(_file, rows) if file.id not in left_out][:limit]
 
-    def table_read(self, file: int, entries: Iterable[EntryRow]) -> None:
-        """Record what a table says, in place of what its older generations said, and join."""
+    def table_read(self, file: int, entries: Iterable[EntryRow]) -> list[tuple[int, str]]:
+        """Record what a table says, in place of what its older generations said, and join.
+
+        Returns
+        -------
+        list of (int, str)
+            Entries that name stacks of which it is not known where they lie, and those names; see `place_stacks`.
+        """
+        unplaced: list[tuple[int, str]] = []
         with self.transaction():
             row = self._db.execute("SELECT source, path, state, kind FROM files WHERE id = ?", (file,)).fetchone()
             if row[2] != "ready":
-                return
+                return []
             rows = list(entries)
             found: dict[tuple[str, str], EntryRow] = {(entry.kind, entry.name): entry for entry in rows}
             (first,) = self._db.execute(
                 "SELECT id FROM files WHERE source = ? AND path = ? ORDER BY generation LIMIT 1", (row[0], row[1])
             ).fetchone()
             older = self._db.execute(
-                "SELECT id, kind, name, digest, key FROM entries WHERE live AND file = ?", (first,)
+                "SELECT id, kind, name, digest, key, place FROM entries WHERE live AND file = ?", (first,)
             ).fetchall()
             touched: set[str] = set()
-            for entry, kind, raw, digest, key in older:
+            places: dict[str, bytes] = {}
+            for entry, kind, raw, digest, key, place in older:
                 name = os.fsdecode(raw)
+                if place is not None:
+                    places[name] = place
                 same = found.get((kind, name))
                 if same is not None and same.digest == digest:
                     del found[kind, name]
@@ -524,24 +541,73 @@ class Ledger:
             for new in found.values():
                 key = self._key(new.name)
                 touched.add(key)
-                self._db.execute(
-                    "INSERT INTO entries (file, kind, name, key, digest, count) VALUES (?, ?, ?, ?, ?, ?)",
-                    (first, new.kind, os.fsencode(new.name), key, new.digest, new.count),
+                cursor = self._db.execute(
+                    "INSERT INTO entries (file, kind, name, key, digest, count, place) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (first, new.kind, os.fsencode(new.name), key, new.digest, new.count, places.get(new.name)),
                 )
+                if new.kind == "rows" and new.name not in places:
+                    unplaced.append((int(cursor.lastrowid or 0), new.name))
             kinds = {entry.kind for entry in rows}
             kind = next(iter(kinds)) if len(kinds) == 1 else row[3]
-            self._db.execute("UPDATE files SET state = 'done', kind = ? WHERE id = ?", (kind, file))
+            self._db.execute("UPDATE files SET state = 'done', kind = ?, reason = NULL WHERE id = ?", (kind, file))
             for key in sorted(touched):
                 self._join(key)
+        return unplaced
+
+    def place_stacks(self, places: Iterable[tuple[int, str]]) -> None:
+        """Record where the stacks lie that entries name, links resolved, and join."""
+        with self.transaction():
+            touched: set[str] = set()
+            for entry, place in places:
+                row = self._db.execute(
+                    "UPDATE entries SET place = ? WHERE id = ? AND live RETURNING key", (os.fsencode(place), entry)
+                ).fetchone()
+                if row is not None:
+                    touched.add(row[0])
+            for key in sorted(touched):
+                self._join(key)
+
+    def adopt_stack(self, source: str, path: str) -> None:
+        """Take a file for a stack because a table names it as one, whatever its header says."""
+        with self.transaction():
+            file = self.newest(source, path)
+            taken = (
+                file is not None
+                and self._db.execute(
+                    "UPDATE files SET kind = 'particles', state = 'ready', reason = NULL "
+                    "WHERE id = ? AND kind IN ('micrograph', 'map') AND state = 'rejected'",
+                    (file.id,),
+                ).rowcount
+            )
+            if taken:
+                self._join(self._key(path))
+
+    def read_again(self, source: str, folder: str, ending: str) -> int:
+        """Have the tables of a folder read again, because a file that belongs to them came or changed."""
+        rows = self._db.execute(
+            f"SELECT id, path FROM files f WHERE source = ? AND kind IN {_TABLES} AND state IN ('done', 'failed') "
+            "AND NOT gone AND NOT EXISTS (SELECT 1 FROM files n WHERE n.source = f.source AND n.path = f.path "
+            "AND n.generation > f.generation)",
+            (source,),
+        )
+        paths = ((number, PurePosixPath(os.fsdecode(raw))) for number, raw in rows)
+        meant = [(number,) for number, path in paths if str(path.parent) == folder and path.suffix.lower() == ending]
+        with self.transaction():
+            self._db.executemany("UPDATE files SET state = 'ready', attempts = 0 WHERE id = ?", meant)
+        return len(meant)
 
     def mask_found(self, file: FileRow) -> None:
         """Record a mask as an entry of its own, and join."""
         self.table_read(file.id, [EntryRow("mask", file.path, mask_digest(file.identity), 1)])
 
     def table_waits(self, file: int, reason: str) -> None:
-        """Record that a table cannot be read without another file; it stays to be read."""
+        """Record that a table cannot be read without another file; it stays to be read.
+
+        What it said before holds no longer, for what is not done.
+        """
         with self.transaction():
             self._db.execute("UPDATE files SET reason = ? WHERE id = ? AND state = 'ready'", (_text(reason), file))
+            self._withdraw(file, waits=True)
 
     def file_failed(self, file: int, reason: str, *, final: bool, state: State = "failed") -> bool:
         """Record that a table could not be read; True when it is now failed for good.
@@ -626,12 +692,12 @@ class Ledger:
                 self.file_gone(table.id)
             self._join(self._key(job.file.path))
 
-    def _withdraw(self, file: int) -> None:
+    def _withdraw(self, file: int, *, waits: bool = False) -> None:
         said = self._db.execute(
             "SELECT e.id, e.key FROM files n JOIN files f ON f.source = n.source AND f.path = n.path "
             "JOIN entries e ON e.file = f.id WHERE n.id = ? AND e.live "
-            "AND (n.gone OR n.state IN ('failed', 'rejected'))",
-            (file,),
+            "AND (n.gone OR n.state IN ('failed', 'rejected') OR ?)",
+            (file, waits),
         ).fetchall()
         self._db.executemany("UPDATE entries SET live = 0 WHERE id = ?", [(entry,) for entry, _ in said])
         for key in sorted({key for _, key in said}):
@@ -639,9 +705,12 @@ class Ledger:
 
     # --- joins ---
 
-    def require(self, kinds: Mapping[Kind, str], of: Kind = "micrograph") -> None:
-        """Say which kinds of entries a micrograph (or a stack) needs before a job is made of it, and their names."""
-        self._required[of] = dict(sorted(kinds.items()))
+    def require(self, kinds: Mapping[Kind, str], of: Kind = "micrograph", optional: Sequence[Kind] = ()) -> None:
+        """Say which kinds of entries a micrograph (or a stack) needs before a job is made of it, and their names.
+
+        Those that are ``optional`` are used where they are there.
+        """
+        self._required[of], self._optional[of] = dict(sorted(kinds.items())), tuple(optional)
 
     def item_found(self, file: FileRow) -> None:
         """Join a new micrograph, or a new stack, with what is known about it."""
@@ -669,31 +738,46 @@ class Ledger:
             for row in self._db.execute(
                 f"SELECT {_FILE} FROM files f WHERE key = ? AND kind = ? AND state != 'superseded' AND NOT gone "
                 # one that was refused before it had a job never was fit for one
-                "AND (state NOT IN ('failed', 'rejected') OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id))",
+                "AND (state NOT IN ('failed', 'rejected') OR EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id)) "
+                "ORDER BY id",
                 (key, kind),
             )
         ]
         if not items:
             return
         rows = self._db.execute(
-            "SELECT e.kind, f.source, f.path, e.name, e.digest, e.file FROM entries e JOIN files f ON f.id = e.file "
-            "WHERE e.live AND e.key = ? ORDER BY e.id",
+            "SELECT e.kind, f.source, f.path, e.name, e.digest, e.file, e.place FROM entries e "
+            "JOIN files f ON f.id = e.file WHERE e.live AND e.key = ? ORDER BY e.id",
             (key,),
-        )
-        entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), *row[4:]) for row in rows]
+        ).fetchall()
+        entries = [JobInput(row[0], row[1], os.fsdecode(row[2]), os.fsdecode(row[3]), *row[4:6]) for row in rows]
+        placed = {entry: os.fsdecode(row[6]) for entry, row in zip(entries, rows, strict=True) if row[6] is not None}
+        real_paths = [self._real_path(file) for file in items] if placed else []
         paths = [f"{file.source}/{file.path}" for file in items]
         failed = self._db.execute(
             f"SELECT source, path FROM files WHERE key = ? AND kind IN {_SAYING} AND state = 'failed' ORDER BY id",
             (key,),
         )
         broken = [f"{source}/{os.fsdecode(raw)}" for source, raw in failed]
-        matches, owners = join(paths, entries, required, self._suffixes, broken, self._places)
+        matches, owners = join(
+            paths,
+            entries,
+            required,
+            self._suffixes,
+            broken,
+            optional=self._optional[kind],
+            real_paths=real_paths,
+            placed=placed,
+        )
         for index, (file, match) in enumerate(zip(items, matches, strict=True)):
             if match.reasons:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
                 self._wait(file, key, match, lost)
             else:
                 self._make_job(file, match)
+
+    def _real_path(self, file: FileRow) -> str:
+        return os.path.realpath(self._roots.get(file.source, Path("/", file.source)) / file.path)
 
     def _wait(self, file: FileRow, key: str, match: Match, lost: set[JobInput]) -> None:
         """An item lacks something. What is done stays, unless what it was made of is not its own any more."""
@@ -735,11 +819,15 @@ class Ledger:
 
     def _make_job(self, file: FileRow, match: Match) -> None:
         signature = json.dumps([file.id, [(made.kind, made.digest) for made in match.inputs]])
+        described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in match.inputs]
+        inputs = json.dumps(described)
         last = self._db.execute(
-            "SELECT generation, signature, state FROM jobs WHERE item = ? ORDER BY generation DESC LIMIT 1",
+            "SELECT generation, signature, state, inputs FROM jobs WHERE item = ? ORDER BY generation DESC LIMIT 1",
             (file.item,),
         ).fetchone()
-        if last is not None and last[1] == signature and last[2] != "superseded":
+        # what is not done is made anew where another table says the same: its own may be gone
+        same = last is not None and last[1] == signature and (last[2] == "done" or last[3] == inputs)
+        if same and last[2] != "superseded":
             self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))
             return
         self._db.execute(
@@ -747,14 +835,13 @@ class Ledger:
             "AND state IN ('ready', 'claimed', 'failed', 'rejected')",
             (file.item,),
         )
-        described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in match.inputs]
         origin = next(
             (json.dumps([made.table, made.name]) for made in match.inputs if made.kind in ("coordinates", "rows")), None
         )
         self._db.execute(
             "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state) "
             "VALUES (?, ?, ?, ?, ?, ?, 'ready')",
-            (file.item, file.id, 1 if last is None else last[0] + 1, json.dumps(described), signature, origin),
+            (file.item, file.id, 1 if last is None else last[0] + 1, inputs, signature, origin),
         )
         self._db.execute("UPDATE files SET state = 'queued', reason = NULL WHERE id = ?", (file.id,))
 
@@ -1018,6 +1105,13 @@ class Ledger:
         """Entries of tables that belong to no micrograph or stack so far: kind, name."""
         found: list[tuple[str, str]] = []
         for item, kinds in self._required.items():
+            if item == "particles":
+                rows = self._db.execute(
+                    "SELECT kind, name FROM entries WHERE live AND kind = 'rows' AND place IS NULL ORDER BY id LIMIT ?",
+                    (limit - len(found),),
+                )
+                found += [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
+                continue
             rows = self._db.execute(
                 "SELECT e.kind, e.name FROM entries e WHERE e.live AND e.kind IN (SELECT value FROM json_each(?)) "
                 "AND NOT EXISTS (SELECT 1 FROM files f WHERE f.key = e.key AND f.kind = ? "
@@ -1027,13 +1121,14 @@ class Ledger:
             found += [(row[0], _text(os.fsdecode(row[1]))) for row in rows]
         return found
 
-    def named_stacks(self) -> Iterator[tuple[FileRow, str]]:
-        """Each stack that a table names, and the table."""
+    def named_stacks(self) -> Iterator[tuple[int, FileRow, str, str | None]]:
+        """Each entry that names a stack: its number, the table, the name, and the stack's place where it is known."""
         rows = self._db.execute(
-            f"SELECT {_FILE}, e.name FROM entries e JOIN files f ON f.id = e.file WHERE e.live AND e.kind = 'rows'"
+            f"SELECT {_FILE}, e.id, e.name, e.place FROM entries e JOIN files f ON f.id = e.file "
+            "WHERE e.live AND e.kind = 'rows'"
         )
         for row in rows:
-            yield _file(row), os.fsdecode(row[10])
+            yield row[10], _file(row), os.fsdecode(row[11]), None if row[12] is None else os.fsdecode(row[12])
 
     def ended_count(self, state: Literal["failed", "rejected"]) -> int:
         """Items that failed, or were rejected: jobs, and files that never became one."""

@@ -166,8 +166,6 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
         required["micrograph"] = _of_micrographs(config, plan)
     if plan.extract is None and any(plan.lane("particles")):
         required["particles"] = {"rows": "a table that names its images"}
-        if config.ctf is not None:
-            required["particles"]["ctf"] = f"ctf in {config.ctf.table}"
     maps = [step.name for step in plan.lane("maps")]
     if maps:
         raise ConfigError(

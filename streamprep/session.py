@@ -128,16 +128,25 @@ def keep_labels(config: Config, sources: Sequence[Source], ledger: Ledger, outpu
     return made
 
 
-def stacks_source(folder: Path, names: set[str], ledger: Ledger, output: Path) -> Source:
-    """A folder to watch because tables name stacks in it, under the label that it had before, or a new one."""
-    rows = ledger.sources()
-    real = Path(os.path.realpath(folder))
-    old = next((row for row in rows if (row.kind, row.root) == (STACKS, real)), None)
-    label = (
-        old.label if old is not None else unique_label(safe_part(folder.name or "root"), {row.label for row in rows})
-    )
-    ledger.put_source(SourceRow(label, STACKS, real, os.path.relpath(real, output), _place_of(real)))
-    return Source(real, label, kind=STACKS, names=names)
+def stacks_sources(folders: Mapping[Path, set[str]], ledger: Ledger, output: Path) -> list[Source]:
+    """Folders to watch because tables name stacks in them, under the labels that they had before, or new ones."""
+    rows = {row.root: row for row in ledger.sources() if row.kind == STACKS}
+    taken = {row.label for row in ledger.sources()}
+    made = []
+    with ledger.transaction():
+        for folder, names in folders.items():
+            try:
+                place = _place_of(folder)
+            except OSError:  # it went away since it was found
+                continue
+            old = rows.get(folder)
+            label = unique_label(safe_part(folder.name or "root"), taken) if old is None else old.label
+            taken.add(label)
+            row = SourceRow(label, STACKS, folder, os.path.relpath(folder, output), place)
+            if row != old:
+                ledger.put_source(row)
+            made.append(Source(folder, label, kind=STACKS, names=names))
+    return made
 
 
 def _place_of(folder: Path) -> str:
@@ -283,8 +292,7 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     remote = file_system_of(output)
     if is_remote(remote):
         log.warning("%s is on %s: the ledger uses a rollback journal, which is slower", output, remote)
-    folder = Path(os.path.realpath(config.folder))
-    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes, folder=folder)
+    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes)
     made_with = ledger.get("plan")
     if made_with is None:
         ledger.put("plan", plan.hash)
@@ -292,7 +300,7 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         ledger.close()
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
     for kind, needed in required_kinds(config, plan).items():
-        ledger.require(needed, of=kind)
+        ledger.require(needed, of=kind, optional=("ctf",) if kind == "particles" and config.ctf is not None else ())
     if _plan_hash_of(output) != plan.hash:
         described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
         written = output / STATE_FOLDER / ".plan.json.tmp"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +13,8 @@ from streamprep.config import OpticsSection
 from streamprep.model import Image, InputError, Item, Optics, ParticleRows, Particles
 
 
-class TooFewImages(Exception):  # noqa: N818 - an outcome, not an error
-    """A table names images that a stack does not hold, or not yet."""
+class NotYet(Exception):  # noqa: N818 - an outcome, not an error
+    """What a stack is to be processed with is not there yet: images that its table names, or a CTF."""
 
 
 def make_particles(item: Item, image: Image, rows: ParticleRows, configured: OpticsSection) -> Particles:
@@ -38,7 +38,7 @@ def make_particles(item: Item, image: Image, rows: ParticleRows, configured: Opt
 
     Raises
     ------
-    TooFewImages
+    NotYet
         The table names images behind the last.
     InputError
         The stack holds no square images, or values that are not finite; the images named are not of one pixel size, or
@@ -51,7 +51,7 @@ def make_particles(item: Item, image: Image, rows: ParticleRows, configured: Opt
         )
     last = int(rows.image_index.max(initial=-1)) + 1
     if last > len(pixels):
-        raise TooFewImages(f"waits for image {last}, which a table names; the stack holds {len(pixels)} so far")
+        raise NotYet(f"waits for image {last}, which a table names; the stack holds {len(pixels)} so far")
     if len(rows) != len(pixels) or (rows.image_index != np.arange(len(pixels))).any():
         pixels = pixels[rows.image_index]
     bad = np.flatnonzero(~np.isfinite(pixels.sum(axis=(1, 2), dtype=np.float64)))
@@ -93,54 +93,81 @@ def _flipped(item: Item, rows: ParticleRows) -> bool:
     return bool(rows.phase_flipped[0])
 
 
+Named = tuple[Path, PurePosixPath]
+"""The folder of a table, and the folders in a name that it gives."""
+
+
 @dataclass
 class NamedStacks:
-    """Finds the stacks that tables name, wherever they lie: a name may be absolute, or relative to some folder above.
+    """Finds the stacks that tables name, wherever they lie.
+
+    A name is absolute, or relative to the folder of its table, to one above it, or to one of ``bases``: programs name
+    stacks from their project's folder. The first of these where there is such a file is the one that is meant. Once
+    found, a stack stays what its row means.
 
     Parameters
     ----------
-    folder
-        Names may be relative to it, as well as to the table's folder and to those above that: programs name stacks from
-        their project's folder.
-    watched
-        Whether the files of a folder are looked for by the watcher already.
+    bases
+        Further folders that names may be relative to.
     """
 
-    folder: Path
-    watched: Callable[[Path], bool]
-    _open: dict[tuple[Path, PurePosixPath], set[str]] = field(default_factory=dict)
-    """Folders not found so far, as tables of a folder name them, with the names of their stacks."""
-    _found: dict[tuple[Path, PurePosixPath], Path] = field(default_factory=dict)
+    bases: Sequence[Path]
+    _open: dict[Named, dict[str, list[int]]] = field(default_factory=dict)
+    """File names that were not found so far, and the entries that wait for them."""
+    _homes: dict[Named, set[Path]] = field(default_factory=dict)
+    """Where others of the same folder were found."""
+    _given: dict[Path, set[str]] = field(default_factory=dict)
+    """Folders and names that were given back before."""
 
-    def add(self, table: Path, names: Iterable[str]) -> None:
-        """Note what a table names."""
-        for name in names:
-            named = PurePosixPath(name.replace("\\", "/"))
-            if "\0" not in name and named.name not in ("", "..") and ".." not in named.parts:
-                self._open.setdefault((table.parent, named.parent), set()).add(named.name)
+    def add(self, entry: int, table: Path, name: str) -> None:
+        """Note the name that an entry of a table gives."""
+        named = PurePosixPath(name.replace("\\", "/"))
+        if "\0" not in name and named.name not in ("", ".."):
+            names = self._open.setdefault((table.parent, named.parent), {})
+            names.setdefault(named.name, []).append(entry)
 
-    def look(self) -> dict[Path, set[str]]:
-        """Folders outside the watched ones, each with the names of stacks that lie, or are to come, in it.
+    def look(self) -> tuple[list[tuple[int, str]], dict[Path, set[str]]]:
+        """Look for what was not found so far.
 
-        Only what was not given back before. A folder counts as found once one of its stacks is there.
+        Returns
+        -------
+        found
+            Entries, and where their stacks lie, links resolved.
+        folders
+            Folders with the names of stacks that lie in them; and, where others of the same name's folder were found
+            there, of those that may come. Only what was not given back before.
         """
-        news: dict[Path, set[str]] = {}
-        for (near, named), names in list(self._open.items()):
-            place = self._found.get((near, named)) or self._place(near, named, names)
-            if place is None:
-                continue
-            self._found[near, named] = place
-            del self._open[near, named]
-            if not self.watched(place):
-                news.setdefault(place, set()).update(names)
-        return news
+        listings: dict[Path, frozenset[str]] = {}
+        found: list[tuple[int, str]] = []
+        folders: dict[Path, set[str]] = {}
+        for key, names in list(self._open.items()):
+            near, named = key
+            for base in dict.fromkeys((near, *near.parents, *self.bases)):
+                folder = base / named
+                if folder not in listings:
+                    listings[folder] = _names_in(folder)
+                for name in names.keys() & listings[folder]:
+                    if not (folder / name).is_file():
+                        continue
+                    place = Path(os.path.realpath(folder / name))
+                    found += [(entry, str(place)) for entry in names.pop(name)]
+                    self._homes.setdefault(key, set()).add(place.parent)
+                    folders.setdefault(place.parent, set()).add(place.name)
+                if not names:
+                    break
+            for home in self._homes.get(key, ()):
+                if names:
+                    folders.setdefault(home, set()).update(names)
+            if not names:
+                del self._open[key]
+        news = {folder: names - self._given.get(folder, set()) for folder, names in folders.items()}
+        for folder, fresh in news.items():
+            self._given.setdefault(folder, set()).update(fresh)
+        return found, {folder: fresh for folder, fresh in news.items() if fresh}
 
-    def _place(self, near: Path, named: PurePosixPath, names: Collection[str]) -> Path | None:
-        for base in (near, *near.parents, self.folder):
-            try:
-                with os.scandir(base / named) as entries:
-                    if any(entry.name in names and entry.is_file() for entry in entries):
-                        return base / named
-            except (OSError, ValueError):
-                continue
-        return None
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names are what is wanted
+    except (OSError, ValueError):
+        return frozenset()

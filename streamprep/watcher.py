@@ -228,7 +228,7 @@ class Watcher:
         """Begin to take events, then scan: nothing can slip in between."""
         if not self.events:
             return
-        roots = {source.root for source in self.sources}
+        roots = {source.root for source in self.sources if source.names is None}
         remote = {root: kind for root in roots if is_remote(kind := file_system_of(root))}
         for root, kind in remote.items():
             self._trouble(f"events {root}", f"{root} is on {kind}, which gives no events: scanning it instead")
@@ -256,31 +256,27 @@ class Watcher:
 
     def covers(self, folder: Path) -> bool:
         """Whether every file in a folder is looked for already, or none ever is to be."""
-        text, real = str(folder), os.path.realpath(folder)
-        if self._is_excluded(text) or self._is_excluded(real):
+        real = Path(os.path.realpath(folder))
+        if self._is_excluded(str(folder)) or self._is_excluded(str(real)):
             return True
-        paths = (folder, Path(real))
-        roots = [source.root for source in self.sources if source.depth is None]
-        return any(root == path or root in path.parents for root in roots for path in paths)
+        roots = [Path(os.path.realpath(source.root)) for source in self.sources if source.depth is None]
+        return any(root == real or root in real.parents for root in roots)
+
+    def wants(self, label: str, relative: str) -> bool:
+        """Whether a file is looked for, by the label of its folder and its path there."""
+        return any(source.label == label and source.wants(relative) for source in self.sources)
 
     def add(self, source: Source) -> None:
-        """Watch a further source of named files; where its folder is watched for others already, for these, too."""
+        """Watch a further source of named files; where its folder is watched for others already, for these, too.
+
+        It is scanned only: there may be thousands of such folders, and events take a thread each.
+        """
         self.rescan()
         for other in self.sources:
             if other.names is not None and source.names is not None and other.root == source.root:
                 other.names.update(source.names)
                 return
         self.sources = [*self.sources, source]
-        if self._observer is None:
-            return
-        kind = file_system_of(source.root)
-        if is_remote(kind):
-            self._trouble(f"events {source.root}", f"{source.root} is on {kind}, which gives no events: scanning it")
-            return
-        try:
-            self._observer.schedule(_Hints(self._hints), os.fspath(source.root), recursive=False)
-        except OSError as error:
-            self._trouble(f"events {source.root}", f"{source.root} gives no events: {error}; scanning it instead")
 
     @property
     def troubles(self) -> list[str]:
@@ -456,7 +452,7 @@ class Watcher:
 
     def _is_anothers(self, number: int, relative: str) -> bool:
         path = self.sources[number].root / relative
-        return any(_claims(other, path) for other in self.sources[:number])
+        return any(_claims(other, path) for other in self.sources[:number] if other.names is None)
 
     def _identity(self, path: Path) -> Identity | None:
         """Identity of the regular file at a path; None where there is none, or something else."""

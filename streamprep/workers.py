@@ -51,7 +51,7 @@ from streamprep.model import (
 )
 from streamprep.pipeline import OperationError, Plan, context_for, required_kinds, resolve, run_micrograph, run_stack
 from streamprep.plugin_manager import Plugins, load_plugins
-from streamprep.stacks import TooFewImages, make_particles
+from streamprep.stacks import NotYet, make_particles
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,8 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
         backend = choose_backend(config.session.device)
         plan = resolve(config, plugins)
         wanted = frozenset(kind for kinds in required_kinds(config, plan).values() for kind in kinds)
+        if config.ctf is not None:
+            wanted |= {"ctf"}
         _worker = _Worker(config, plugins, plan, sinks, backend, {}, wanted)
     except Exception as error:
         said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
@@ -207,7 +209,7 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except _Stale as stale:
         made = Outcome("changed", stale.reason, doubted=stale.made)
-    except TooFewImages as wait:
+    except NotYet as wait:
         made = Outcome("waits", str(wait))
     except IncompleteError as wait:
         made = Outcome("waits", wait.reason)
@@ -330,7 +332,9 @@ def _process(
     ctf = ctf if isinstance(ctf, Ctf) else None
     if isinstance(rows, ParticleRows):
         particles = make_particles(job.item, image, rows, worker.config.optics)
-        if ctf is not None and particles.ctf is None:  # each image's own, where the table has it, is the better one
+        if particles.ctf is None and worker.config.ctf is not None:
+            if ctf is None:
+                raise NotYet(f"waits for ctf in {worker.config.ctf.table}")
             particles = replace(particles, ctf=(ctf,) * len(particles))
         result = run_stack(
             worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer

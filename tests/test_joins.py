@@ -1,100 +1,84 @@
-"""Which table means which stack: names are exact here, and what is not certain is not done."""
+"""Which table means which stack: rows name files, and what is not certain is not done."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import PurePosixPath
+from collections.abc import Mapping
 
-import pytest
+from streamprep.joins import JobInput, Match, join
+from streamprep.model import Kind
 
-from streamprep.joins import JobInput, Match, Places, join, stack_rank
-
-PLACES = Places(
-    {"Extract": "/project/Extract", "Selected": "/project/Selected", "Copied": "/elsewhere/Copied"}, "/home"
-)
-ROWS = {"rows": "a table that names its images"}
+ROWS: Mapping[Kind, str] = {"rows": "a table that names its images"}
+PLACES = {"Extract/job010/a.mrcs": "/p/Extract/job010/a.mrcs", "Extract/job020/a.mrcs": "/p/Extract/job020/a.mrcs"}
+PLACE = PLACES["Extract/job010/a.mrcs"]
 
 
-@pytest.mark.parametrize(
-    ("name", "table", "stack", "rank"),
-    [
-        ("a.mrcs", "/p/t.star", "/p/a.mrcs", (0, 0)),
-        ("./a.mrcs", "/p/t.star", "/p/a.mrcs", (0, 0)),
-        ("x/a.mrcs", "/p/x/t.star", "/p/x/a.mrcs", (0, 1)),
-        ("x\\a.mrcs", "/p/x/t.star", "/p/x/a.mrcs", (0, 1)),
-        ("x/a.mrcs", "/p/q/t.star", "/home/x/a.mrcs", (0, 3)),
-        ("/p/x/a.mrcs", "/q/t.star", "/p/x/a.mrcs", (0, 0)),
-        ("x/a.mrcs", "/q/t.star", "/p/x/a.mrcs", (1, 0)),
-        ("old/job/m/a.mrcs", "/new/t.star", "/new/m/a.mrcs", (2, -2)),
-        ("/old/job/m/a.mrcs", "/new/t.star", "/new/a.mrcs", (2, -1)),
-        ("x/a.mrcs", "/q/t.star", "/p/y/a.mrcs", None),
-        ("/p/y/a.mrcs", "/q/t.star", "/p/x/a.mrcs", None),
-        ("x/a.mrcs", "/p/t.star", "/p/x/b.mrcs", None),
-        ("job010/m/a.mrcs", "/p/job010/t.star", "/p/job020/m/a.mrcs", None),
-        ("..", "/p/t.star", "/p/a.mrcs", None),
-        ("", "/p/t.star", "/p/a.mrcs", None),
-    ],
-)
-def test_how_surely_a_name_means_a_stack(name: str, table: str, stack: str, rank: tuple[int, int] | None) -> None:
-    assert stack_rank(name, PurePosixPath(table), PurePosixPath(stack), Places(folder="/home")) == rank
+def rows(path: str, source: str = "Extract", name: str = "a.mrcs", digest: str = "") -> JobInput:
+    return JobInput("rows", source, path, name, digest or f"{path} {name}")
 
 
-def rows(name: str, path: str, source: str = "Extract", digest: str = "") -> JobInput:
-    return JobInput("rows", source, path, name, digest or path)
-
-
-def decide(stacks: list[str], *entries: JobInput) -> list[Match]:
+def decide(
+    stacks: Mapping[str, str], placed: Mapping[JobInput, str], *further: JobInput, optional: tuple[Kind, ...] = ()
+) -> list[Match]:
     """The same whatever came first."""
     answers = []
-    for some in itertools.permutations(entries):
-        matches, _ = join(stacks, some, ROWS, (), (), PLACES)
-        answers.append([(match.inputs, match.contested) for match in matches])
+    for some in itertools.permutations([*placed, *further]):
+        matches, _ = join(
+            list(stacks), some, ROWS, (), optional=optional, real_paths=list(stacks.values()), placed=placed
+        )
+        answers.append([({made.path for made in match.inputs}, match.contested) for match in matches])
     assert all(answer == answers[0] for answer in answers)
     return matches
 
 
-def test_the_stack_of_another_job_is_not_taken_for_one_that_is_not_there() -> None:
-    (match,) = decide(["Extract/job020/a.mrcs"], rows("Extract/job010/a.mrcs", "job010/particles.star"))
-    assert match.inputs == ()
+def test_rows_belong_to_the_stack_where_their_name_was_found_and_to_no_other() -> None:
+    first, second = rows("job010/particles.star"), rows("job020/particles.star")
+    places = list(PLACES.values())
+    matches = decide(PLACES, {first: places[0], second: places[1]})
+    assert [match.inputs for match in matches] == [(first,), (second,)]
+    matches = decide(PLACES, {second: places[1]})
+    assert [match.inputs for match in matches] == [(), (second,)]
+
+
+def test_rows_whose_stack_was_not_found_belong_to_none() -> None:
+    (match,) = decide({"Extract/job010/a.mrcs": PLACE}, {}, rows("job010/particles.star"))
     assert match.reasons == ("waits for a table that names its images",)
 
 
-def test_each_of_two_jobs_has_its_own_table() -> None:
-    first, second = (rows(f"Extract/{job}/a.mrcs", f"{job}/particles.star") for job in ("job010", "job020"))
-    matches = decide(["Extract/job010/a.mrcs", "Extract/job020/a.mrcs"], first, second)
-    assert [match.inputs for match in matches] == [(first,), (second,)]
-
-
-def test_a_job_that_was_copied_goes_with_its_own_copy() -> None:
-    here = rows("Extract/job010/a.mrcs", "job010/particles.star")
-    copy = rows("Extract/job010/a.mrcs", "particles.star", "Copied")
-    matches = decide(["Extract/job010/a.mrcs", "Copied/a.mrcs"], here)
-    assert [match.inputs for match in matches] == [(here,), ()]
-    (match,) = decide(["Copied/a.mrcs"], copy)
-    assert match.inputs == (copy,)
+def test_a_file_that_is_watched_in_two_ways_is_processed_once() -> None:
+    entry = rows("particles.star")
+    matches = decide({"Extract/a.mrcs": PLACE, "Link/a.mrcs": PLACE}, {entry: PLACE})
+    assert [match.inputs for match in matches] == [(entry,), ()]
 
 
 def test_a_selection_beside_the_whole_is_told() -> None:
-    whole = rows("Extract/job010/a.mrcs", "job010/particles.star")
-    chosen = rows("Extract/job010/a.mrcs", "particles.star", "Selected")
-    (match,) = decide(["Extract/job010/a.mrcs"], whole, chosen)
+    (match,) = decide({"Extract/job010/a.mrcs": PLACE}, {rows("all.star"): PLACE, rows("part.star", "Select"): PLACE})
     assert match.inputs == ()
     assert match.contested
     assert match.reasons[0].startswith("has several rows files: ")
 
 
+def test_one_table_that_names_a_stack_in_two_ways_is_told() -> None:
+    entries = {rows("p.star", name="a.mrcs"): PLACE, rows("p.star", name="Extract/a.mrcs"): PLACE}
+    (match,) = decide({"Extract/a.mrcs": PLACE}, entries)
+    assert match.contested
+    assert "Extract/p.star names it in several ways: " in match.reasons[0]
+
+
 def test_tables_that_say_the_same_are_one() -> None:
-    whole = rows("Extract/job010/a.mrcs", "job010/particles.star", digest="same")
-    again = rows("Extract/job010/a.mrcs", "job010/again.star", digest="same")
-    matches, _ = join(["Extract/job010/a.mrcs"], [whole, again], ROWS, (), (), PLACES)
+    whole, again = rows("particles.star", digest="same"), rows("again.star", digest="same")
+    matches, _ = join(["a"], [whole, again], ROWS, (), real_paths=[PLACE], placed={whole: PLACE, again: PLACE})
     assert matches[0].inputs == (whole,)
-    piece = rows("Extract/job010/a.mrcs", "job010/a_extract.star", digest="less")
-    (match,) = decide(["Extract/job010/a.mrcs"], piece, whole)
+    (match,) = decide({"a": PLACE}, {rows("a_extract.star"): PLACE, whole: PLACE})
     assert match.inputs == (whole,)
 
 
-def test_a_name_that_two_stacks_could_have_is_an_ambiguity() -> None:
-    entry = rows("m/a.mrcs", "particles.star", "Copied")
-    matches = decide(["Extract/m/a.mrcs", "Selected/m/a.mrcs"], entry)
-    assert all(match.contested for match in matches)
-    assert "could belong to Extract/m/a.mrcs or Selected/m/a.mrcs" in matches[0].reasons[0]
+def test_what_is_optional_is_used_where_there_is_one_and_never_waited_for() -> None:
+    entry, ctf = rows("particles.star"), JobInput("ctf", "Ctf", "all.star", "Micrographs/a.mrc", "c")
+    stacks = {"Extract/a.mrcs": PLACE}
+    (match,) = decide(stacks, {entry: PLACE}, ctf, optional=("ctf",))
+    assert match.inputs == (entry, ctf)
+    for further in ((), (ctf, JobInput("ctf", "Ctf", "other.star", "Micrographs/a.mrc", "d"))):
+        (match,) = decide(stacks, {entry: PLACE}, *further, optional=("ctf",))
+        assert match.inputs == (entry,)
+        assert match.reasons == ()

@@ -535,7 +535,7 @@ def test_a_table_that_is_moved_is_read_at_its_new_place(rig: Rig) -> None:
     rig.ledger.table_read(table.id, [EntryRow("coordinates", f"mic_{n}.mrc", "a", 1) for n in (1, 2, 3)])
     (first, *_) = rig.ledger.claim(2)
     rig.commit(first)
-    assert rig.ledger.twins("Micrographs", "sub/all.star", table.identity, "ctf") == []
+    assert rig.ledger.twins("Micrographs", "sub/all.star", table.identity, "micrograph") == []
     (twin,) = rig.ledger.twins("Micrographs", "sub/all.star", table.identity, "coordinates")
     assert rig.ledger.moved(twin, "Elsewhere", "sub/all.star")
     jobs = rig.claim()

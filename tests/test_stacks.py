@@ -21,7 +21,7 @@ import starfile
 from streamprep.config import OpticsSection
 from streamprep.model import Coordinates, Image, InputError, Item, ParticleRows
 from streamprep.plugins.invert import invert
-from streamprep.stacks import NamedStacks, TooFewImages, make_particles
+from streamprep.stacks import NamedStacks, NotYet, make_particles
 from tests.conftest import Session
 from tests.outputs import images_of, read_table
 from tests.test_changes import once
@@ -409,6 +409,133 @@ def test_a_daemon_that_is_killed_while_stacks_and_table_grow_makes_the_same_set(
     check_shards(project.output)
 
 
+# --- what is named, and where it lies ---
+
+
+def test_a_name_never_means_a_stack_of_the_same_name_elsewhere(project: Session) -> None:
+    write_stack(project.folder / "Extract/T/a.mrcs", pixels_of(1, 3))
+    write_stack(project.folder / "Extract/S/a.mrcs", pixels_of(2, 3))
+    write_table(project.folder / "Extract/T/p.star", rows_for("../S/a.mrcs", (1, 2)))
+    write_table(project.folder / "Extract/T/q.star", rows_for("Other/job020/a.mrcs", (1, 2, 3)))
+    told = once(project)
+    assert "Extract/T/a: waits for a table that names its images" in told.stdout
+    assert "without a stack: Other/job020/a.mrcs" in told.stdout
+    expect(project, {"a.mrcs": pixels_of(2, 3)[:2]})
+
+
+@pytest.mark.parametrize("name", ["Particles/a.mrcs", "{absolute}", "Extract/latest/a.mrcs"])
+def test_stacks_are_found_through_links_and_once(project: Session, name: str) -> None:
+    real = project.folder / "elsewhere/deep/a.mrcs"
+    write_stack(real, pixels_of(1, 2))
+    (project.folder / "Particles").symlink_to("elsewhere/deep")
+    (project.folder / "Extract/latest").symlink_to("../elsewhere/deep")
+    name = name.replace("{absolute}", str(project.folder / "Particles/a.mrcs"))
+    write_table(project.folder / "Extract/p.star", rows_for(name, (1, 2)))
+    assert once(project).returncode == 0
+    expect(project, {"a.mrcs": pixels_of(1, 2)})
+    write_stack(real, pixels_of(3, 2))
+    assert once(project).returncode == 0
+    expect(project, {"a.mrcs": pixels_of(3, 2)})
+
+
+def test_a_watched_folder_that_is_a_link_is_watched_once(project: Session) -> None:
+    real = project.folder / "real"
+    write_stack(real / "a.mrcs", pixels_of(1, 2))
+    (project.folder / "W").symlink_to("real")
+    project.edit('watch = ["Extract"]', 'watch = ["W"]')
+    write_table(real / "p.star", rows_for(str(real / "a.mrcs"), (1, 2)))
+    told = once(project)
+    assert "1 stacks done, 0 waiting" in told.stdout, told.stdout
+    expect(project, {"a.mrcs": pixels_of(1, 2)})
+
+
+def test_a_stack_keeps_its_rows_when_its_table_is_moved(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 2))
+    table = project.folder / "Extract/p.star"
+    write_table(table, rows_for("Extract/a.mrcs", (1, 2)))
+    assert once(project).returncode == 0
+    (table.parent / "sub").mkdir()
+    table.rename(table.parent / "sub/p.star")
+    assert once(project).returncode == 0
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(2, 2))
+    told = once(project)
+    assert told.returncode == 0, told.stdout
+    expect(project, {"a.mrcs": pixels_of(2, 2)})
+
+
+def test_one_of_two_equal_tables_may_go(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 2))
+    for name in "pq":
+        write_table(project.folder / f"Extract/{name}.star", rows_for("Extract/a.mrcs", (1, 2)))
+    assert once(project).returncode == 0
+    (project.folder / "Extract/p.star").unlink()
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(2, 2))
+    told = once(project)
+    assert told.returncode == 0, told.stdout
+    expect(project, {"a.mrcs": pixels_of(2, 2)})
+
+
+@pytest.mark.parametrize("first", ['["Sel"]', '["Sel", "Extract"]'])
+def test_a_stack_that_is_watched_in_another_way_than_before_is_the_same(project: Session, first: str) -> None:
+    (project.folder / "Sel").mkdir()
+    stack, table = "Extract/job1/a.mrcs", project.folder / "Sel/p.star"
+    pixels = pixels_of(1, 7)
+    second = '["Sel", "Extract"]' if first == '["Sel"]' else '["Sel"]'
+    for count, watch in ((3, first), (5, second), (7, first)):
+        text = project.config.read_text().splitlines()
+        project.config.write_text("\n".join([text[0], f"watch = {watch}", *text[2:]]) + "\n")
+        write_stack(project.folder / stack, pixels[:count])
+        write_table(table, rows_for(stack, range(1, count + 1)))
+        told = once(project)
+        assert "1 stacks done, 0 waiting, 0 failed" in told.stdout, told.stdout
+        expect(project, {stack: pixels[:count]})
+    check_shards(project.output)
+
+
+def test_a_copy_that_appears_nearer_to_the_table_changes_nothing(project: Session) -> None:
+    (project.folder / "P/Sel").mkdir(parents=True)
+    project.edit('watch = ["Extract"]', 'watch = ["P/Sel"]')
+    stacks = {f"Extract/job1/{name}.mrcs": pixels_of(number, 5) for number, name in enumerate("ab")}
+    table = project.folder / "P/Sel/p.star"
+
+    def grow(count: int) -> None:
+        for stack, pixels in stacks.items():
+            write_stack(project.folder / stack, pixels[:count])
+        write_table(table, [row for stack in stacks for row in rows_for(stack, range(1, count + 1))])
+        told = once(project)
+        assert told.returncode == 0, told.stdout
+        assert "2 stacks done, 0 waiting" in told.stdout
+        expect(project, {stack: pixels[:count] for stack, pixels in stacks.items()})
+
+    grow(3)
+    write_stack(project.folder / "P/Extract/job1/a.mrcs", pixels_of(9, 5))
+    grow(5)
+
+
+def test_what_a_table_names_is_a_stack_whatever_its_header_says(project: Session) -> None:
+    single, volume = project.folder / "Extract/one.mrc", project.folder / "Extract/vol.mrc"
+    with mrcfile.new(single) as file:
+        file.set_data(pixels_of(1, 1)[0])
+        file.voxel_size = 1.7
+    with mrcfile.new(volume) as file:
+        file.set_data(pixels_of(2, 3))
+        file.set_volume()
+        file.voxel_size = 1.7
+    write_table(
+        project.folder / "Extract/p.star", rows_for("Extract/one.mrc", [1]) + rows_for("Extract/vol.mrc", (1, 2, 3))
+    )
+    told = once(project)
+    assert "2 stacks done, 0 waiting, 0 failed, 0 rejected" in told.stdout, told.stdout
+    expect(project, {"one.mrc": pixels_of(1, 1), "vol.mrc": pixels_of(2, 3)})
+
+
+def test_one_table_that_spells_a_stack_in_two_ways_says_so(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 4))
+    rows = rows_for("a.mrcs", (1, 2)) + rows_for("Extract/a.mrcs", (3, 4))
+    write_table(project.folder / "Extract/p.star", rows)
+    assert "Extract/p.star names it in several ways: a.mrcs, Extract/a.mrcs; one must do" in once(project).stdout
+
+
 # --- the parts ---
 
 
@@ -443,7 +570,7 @@ def test_the_tables_pixel_size_counts_before_the_configurations_before_the_heade
 
 
 def test_a_table_ahead_of_its_stack_is_told_apart_from_a_fault() -> None:
-    with pytest.raises(TooFewImages, match="waits for image 5, which a table names; the stack holds 4 so far"):
+    with pytest.raises(NotYet, match="waits for image 5, which a table names; the stack holds 4 so far"):
         make_particles(ITEM, image(), ParticleRows(np.array([0, 4])), OpticsSection())
 
 
@@ -459,21 +586,46 @@ def test_images_of_one_stack_must_be_alike(rows: ParticleRows, said: str) -> Non
         make_particles(ITEM, image(), rows, OpticsSection())
 
 
-def test_named_stacks_are_found_from_the_tables_folder_upwards_and_from_the_sessions(tmp_path: Path) -> None:
+def test_named_stacks_are_found_from_the_tables_folder_upwards_and_from_the_bases(tmp_path: Path) -> None:
     near, above, own = tmp_path / "p/t/near/a.mrcs", tmp_path / "p/above/a.mrcs", tmp_path / "s/own/a.mrcs"
     for path in (near, above, own):
         path.parent.mkdir(parents=True)
     for path in (near, above):
         path.touch()
-    stacks = NamedStacks(tmp_path / "s", watched=lambda folder: folder == above.parent)
-    names = ["near/a.mrcs", "above/a.mrcs", "own/a.mrcs", str(near), "../x/a.mrcs", "..", "", "bad\0/a.mrcs"]
-    stacks.add(tmp_path / "p/t/t.star", names)
-    assert stacks.look() == {near.parent: {"a.mrcs"}}
+    (tmp_path / "p/link").symlink_to("above")
+    stacks = NamedStacks([tmp_path / "s"])
+    names = [
+        "near/a.mrcs",
+        "above/a.mrcs",
+        "own/a.mrcs",
+        str(near),
+        "../above/a.mrcs",
+        "link/a.mrcs",
+        "..",
+        "",
+        "b\0/a",
+    ]
+    for number, name in enumerate(names):
+        stacks.add(number, tmp_path / "p/t/t.star", name)
+    found, folders = stacks.look()
+    assert dict(found) == {0: str(near), 1: str(above), 3: str(near), 4: str(above), 5: str(above)}
+    assert folders == {near.parent: {"a.mrcs"}, above.parent: {"a.mrcs"}}
     own.touch()
-    assert stacks.look() == {own.parent: {"a.mrcs"}}
-    assert stacks.look() == {}
-    stacks.add(tmp_path / "p/t/t.star", ["near/b.mrcs"])  # its folder is known, so it may still be to come
-    assert stacks.look() == {near.parent: {"b.mrcs"}}
+    assert stacks.look() == ([(2, str(own))], {own.parent: {"a.mrcs"}})
+    assert stacks.look() == ([], {})
+    stacks.add(9, tmp_path / "p/t/t.star", "near/b.mrcs")  # others of its folder are known, so it may come there
+    assert stacks.look() == ([], {near.parent: {"b.mrcs"}})
+
+
+def test_a_nearer_stack_is_meant_before_one_farther_off_name_by_name(tmp_path: Path) -> None:
+    for name in ("p/t/m/a.mrcs", "p/m/a.mrcs", "p/m/b.mrcs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    stacks = NamedStacks([])
+    for number, name in enumerate(("m/a.mrcs", "m/b.mrcs")):
+        stacks.add(number, tmp_path / "p/t/t.star", name)
+    found, _ = stacks.look()
+    assert dict(found) == {0: str(tmp_path / "p/t/m/a.mrcs"), 1: str(tmp_path / "p/m/b.mrcs")}
 
 
 def test_the_operations_of_the_lane_are_those_of_cut_particles() -> None:
