@@ -184,7 +184,7 @@ def test_what_relion_keeps_beside_its_tables_is_left_alone(session: Session) -> 
 
 
 def test_good_tables_of_something_else_are_left_alone(session: Session) -> None:
-    """What cryoSPARC and Xmipp keep beside particles: exposures, volumes, classes; and what belongs to another table."""
+    """What cryoSPARC and Xmipp keep beside particles: exposures, volumes, classes, and what is part of a table."""
     folder = session.folder / "Coordinates"
     for name, columns in {
         "J2_exposures.cs": ["micrograph_blob/idx", "ctf/df1_A"],

@@ -18,6 +18,7 @@ Source: cryoSPARC's guide; the y axis and what turns it over: pyem (D. Asarnow),
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import operator
 import os
@@ -36,6 +37,8 @@ from streamprep.model import FIGURE_OF_MERIT, Coordinates, Entry, FloatArray, In
 
 MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 1 << 16
+MAX_DEPTH = 32
+"""Of the brackets in a header. A table needs four; columns made of columns need two more."""
 MAX_SIDE = 1 << 17
 _MAGIC = b"\x93NUMPY"
 _COMPRESSED_MAGIC = (b"\x94CSDAT", b"\x95CSDAT")
@@ -56,6 +59,7 @@ _CTF = {
 }
 _PHASE_SHIFT = "ctf/phase_shift_rad"
 _USED = (*_LOCATION, *_CTF, _PHASE_SHIFT, _SCORE)
+_NESTING = dict.fromkeys(b"([{", 1) | dict.fromkeys(b")]}", -1)
 _PARTICLES = (b"'location/", b"'blob/idx'")
 Table = npt.NDArray[np.void]
 
@@ -178,6 +182,9 @@ def parse_header(path: Path, head: bytes, size_bytes: int) -> CsHeader:
         raise InputError(path, "a table in cryoSPARC's compressed format; only the numpy format is read")
     if not head.startswith(_MAGIC):
         raise InputError(path, "not a cryoSPARC table: it must begin as a numpy array file does")
+    depth = itertools.accumulate(_NESTING.get(byte, 0) for byte in head[: _header_end(head)])
+    if max(depth, default=0) > MAX_DEPTH:  # numpy takes half a second to find that it cannot be read
+        raise InputError(path, f"its numpy header cannot be read: brackets are nested more than {MAX_DEPTH} deep")
     stream = io.BytesIO(head)
     try:
         version = npy.read_magic(stream)
