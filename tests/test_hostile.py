@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import shutil
 import struct
 from collections.abc import Callable
@@ -64,12 +65,19 @@ CASES: dict[str, tuple[str, str, bytes, str]] = {
         "Micrographs",
         "forged.mrc.gz",
         gzip.compress(mrc_header(1 << 17, 1 << 17)),
-        "no image becomes that small",
+        "no image is as empty as that",
     ),
     "19 a cut stream": ("Micrographs", "stream.mrc.gz", gzip.compress(GOOD)[:-6], "cut or damaged"),
     "29 objects in a .cs": ("Coordinates", "objects.cs", objects(), "pickled Python objects, which are never read"),
     "29 a deep .json": ("Coordinates", "deep.json", b'{"boxes": ' + b"[" * 200_000, "nested too deeply"),
     "29 NUL bytes": ("Coordinates", "nul.star", b"data_\nloop_\n_rlnCoordinateX\n\0\0", "NUL"),
+    "29 a bare pickle": ("Coordinates", "pickle.cs", pickle.dumps({"uid": 1}), "not a cryoSPARC table"),
+    "29 cryoSPARC's compressed format": ("Coordinates", "packed.cs", b"\x94CSDAT" + bytes(99), "compressed format"),
+    "29 a .box of NULs": ("Coordinates", "nul.box", bytes(4096), "NUL"),
+    "29 a .box of words": ("Coordinates", "words.box", b"hello world\n", "line 1: 2 columns"),
+    "29 a .cbox of another program": ("Coordinates", "other.cbox", b"data_\n_a 1\n", "it has 0 tables in data_cryolo"),
+    "29 a .pos of noise": ("Coordinates", "noise.pos", bytes(range(256)), "not an Xmipp metadata file"),
+    "29 boxes that are no list": ("Coordinates", "one_info.json", b'{"boxes": 1}', "boxes is 1, not a list"),
     "29 no UTF-8": ("Coordinates", "bytes.box", b"1 2 3 4\n\xff\xfe 1 1 1\n", "UTF-8"),
     "29 names that no value has": (
         "Coordinates",

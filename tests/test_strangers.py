@@ -183,6 +183,23 @@ def test_what_relion_keeps_beside_its_tables_is_left_alone(session: Session) -> 
     assert "4 files of no known kind were left alone" in done.stdout
 
 
+def test_good_tables_of_something_else_are_left_alone(session: Session) -> None:
+    """What cryoSPARC and Xmipp keep beside particles: exposures, volumes, classes, and what is part of a table."""
+    folder = session.folder / "Coordinates"
+    for name, columns in {
+        "J2_exposures.cs": ["micrograph_blob/idx", "ctf/df1_A"],
+        "J3_volumes.cs": ["map/box"],
+        "J7_passthrough_particles.cs": ["location/center_x_frac"],
+    }.items():
+        np.save(folder / "table.npy", np.zeros(2, [("uid", "<u8"), *((column, "<f4") for column in columns)]))
+        (folder / "table.npy").rename(folder / name)
+    (folder / "classes.xmd").write_text("# XMIPP_STAR_1 *\ndata_classes\nloop_\n _ref\n _classCount\n 1 20\n")
+    told = once(session)
+    assert told.returncode == 0, told.stdout
+    assert "3 micrographs done, 0 waiting, 0 failed, 0 rejected" in told.stdout
+    assert "4 files of no known kind were left alone" in told.stdout
+
+
 def test_a_star_table_with_the_wrong_columns_is_a_fault(session: Session) -> None:
     """It may be what somebody takes for coordinates."""
     (session.folder / "Coordinates" / "picks.star").write_text("data_\nloop_\n_x\n_y\n1 2\n")

@@ -36,7 +36,7 @@ TABLES: tuple[TableReader, ...] = (xmipp, cryosparc, ctffind, cryolo, eman, topa
 TABLE_ENDINGS = (".star", ".pos", ".xmd", ".ctfparam", ".box", ".cbox", ".json", ".txt", ".cs")
 """What a file that cannot be read is taken for: a table, or an image."""
 
-__all__ = ["HEAD_BYTES", "classify_path", "missing_part", "read_item"]
+__all__ = ["HEAD_BYTES", "classify_path", "depends_on", "is_part_of_tables", "missing_part", "read_item"]
 
 
 @hookimpl(trylast=True)
@@ -104,7 +104,46 @@ def _kind_of(path: Path, head: bytes) -> Kind | None:
         return spider.recognise(path, head)
     if path.suffix.lower() in TIFF_ENDINGS:
         return tiff.recognise(path)
-    return next((kind for reader in TABLES if (kind := reader.recognise(path, head)) is not None), None)
+    found = _table_reader(path, head)
+    return None if found is None else found[1]
+
+
+def _table_reader(path: Path, head: bytes) -> tuple[TableReader, Kind] | None:
+    """Who reads a table, and what it is.
+
+    A broken one that no reader takes for its own goes to the reader of its ending, which says what is wrong with it.
+    """
+    for reader in TABLES:
+        kind = reader.recognise(path, head)
+        if kind is not None:
+            return reader, kind
+    ending = path.suffix.lower()
+    if ending == ".box" or path.name.lower().endswith(eman.INFO_ENDING):
+        return eman, "coordinates"
+    if ending == ".cbox":
+        return cryolo, "coordinates"
+    if ending == ".pos" or (ending in (".xmd", ".ctfparam") and not xmipp.is_xmipp(head)):
+        return xmipp, "coordinates"
+    if ending == ".cs" and not cryosparc.is_other_table(path):
+        return cryosparc, "coordinates"
+    return None
+
+
+def depends_on(path: Path) -> list[Path]:
+    """Files beside a table that reading it may look at, sorted: where one of them changes, it must be read again.
+
+    Examples
+    --------
+    >>> depends_on(Path("picks.star"))
+    []
+    """
+    joined = path.suffix.lower() == ".cs" and not cryosparc.is_passthrough(path)
+    return cryosparc.depends_on(path) if joined else []
+
+
+def is_part_of_tables(path: Path) -> bool:
+    """Whether a file is read with the tables of its folder, as `depends_on` gives it, and never by itself."""
+    return cryosparc.is_passthrough(path)
 
 
 @hookimpl(trylast=True)
@@ -120,7 +159,7 @@ def read_item(item: Item) -> Image | list[Entry]:
     if item.kind in ("coordinates", "ctf", "rows"):
         with item.path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-        for reader in TABLES:
-            if reader.recognise(item.path, head) is not None:
-                return reader.read_entries(item.path)
+        found = _table_reader(item.path, head)
+        if found is not None:
+            return found[0].read_entries(item.path)
     raise InputError(item.path, f"no reader for a {item.kind} file that ends in {ending or 'nothing'}")

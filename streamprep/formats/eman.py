@@ -31,6 +31,7 @@ _BOX_COLUMNS = ("x", "y", "width", "height", "the score")
 _BOXES = re.compile(rb'"boxes"\s*:\s*\[\s*[\[\]]')
 _PARTICLE_MARK, _HELIX_MARKS = -3.0, (-1.0, -2.0)
 _INFO = "_info"
+INFO_ENDING = f"{_INFO}.json"
 
 
 def recognise(path: Path, head: bytes) -> Kind | None:

@@ -29,9 +29,9 @@ PACKED = 101
 CRYSTAL_GROUPS = range(1, 231)
 """Space groups of single volumes; 0 is images, 401 and above are stacks of volumes."""
 LABELS = 10
-MAX_UNPACKED_BYTES = 1 << 30
-MAX_RATIO = 1032
-"""A stream of gzip cannot become larger than this many times itself; one of bzip2 can, and may up to the size above."""
+PLAIN_BYTES = 1 << 28
+LIKELY_RATIO = 100
+"""More than 256 MiB must not be packed to less than a hundredth of them: noise cannot be."""
 _MAX_SIDE = 1 << 17
 _PIECE_BYTES = 1 << 20
 """Unpacked at once: the standard library makes a copy of what it unpacks."""
@@ -230,10 +230,9 @@ def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: in
                 raise InputError(path, "it became shorter while it was read")
             return data
         size = path.stat().st_size
-        if header.file_bytes > max(MAX_UNPACKED_BYTES, MAX_RATIO * size):
-            raise InputError(
-                path, f"its header says {header.file_bytes} bytes, compressed to {size}: no image becomes that small"
-            )
+        unpacked = header.file_bytes - HEADER_BYTES
+        if unpacked > max(PLAIN_BYTES, LIKELY_RATIO * size):
+            raise InputError(path, f"{unpacked} bytes are said to be packed in {size}; no image is as empty as that")
         data = np.empty(count, stored)
         view, filled = memoryview(data.view(np.uint8).data), 0
         try:

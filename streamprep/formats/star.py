@@ -26,6 +26,7 @@ _BOUNDS = {
     b"\n_": (16 * MAX_COLUMNS, "names of columns"),
 }
 _LINES_OF_A_ROW = 16
+_UNEVEN = ": a row has too few or too many values; it may be cut off, or a value with blanks in it lacks its quotes"
 _PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
@@ -155,7 +156,8 @@ def _parse(path: Path, data: bytes) -> list[Loop]:
         document = gemmi.cif.read_string(data, 0)
     except (ValueError, RuntimeError, UnicodeError) as error:
         said = re.sub(r"^(?:data|string):(\d+)[^ ]*: *", r"line \1: ", str(error)) or type(error).__name__
-        raise InputError(path, f"not a readable STAR file: {said[:200]}") from error
+        meaning = _UNEVEN if "Wrong number of values" in said else ""
+        raise InputError(path, f"not a readable STAR file: {said[:200]}{meaning}") from error
     loops: list[Loop] = []
     names: set[str] = set()
     if len(document) > MAX_TABLES:

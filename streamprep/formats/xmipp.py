@@ -50,9 +50,14 @@ _RENAMED_ROWS = {**_RENAMED, "micrograph": "rlnMicrographName"}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
 
 
+def is_xmipp(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` says it is Xmipp's."""
+    return _FIRST_LINE.match(head) is not None
+
+
 def recognise(path: Path, head: bytes) -> Kind | None:  # noqa: ARG001 - by content alone
     """``coordinates`` or ``ctf`` for an Xmipp metadata file whose first columns say so; None for anything else."""
-    if not _FIRST_LINE.match(head):
+    if not is_xmipp(head):
         return None
     names = set(re.findall(rb"^[ \t]*_(\w+)", head, re.MULTILINE))
     if names & {b"xcoor", b"ycoor"}:
@@ -78,7 +83,7 @@ def read_entries(path: Path) -> list[Entry]:
     """
     with path.open("rb") as file:
         head = file.read(256)
-    if not _FIRST_LINE.match(head):
+    if not is_xmipp(head):
         raise InputError(path, "not an Xmipp metadata file: its first line must begin with '# XMIPP_STAR_1'")
     known = "coordinates (_xcoor, _ycoor) nor a CTF (_ctfDefocusU) nor the images of stacks (_image)"
     return read_with(path, _said, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import struct
 import tempfile
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from streamprep import formats
 from streamprep.formats import cryosparc
-from streamprep.model import Coordinates, Ctf, InputError
+from streamprep.model import Coordinates, Ctf, IncompleteError, InputError, Item
 
 LOCATION = [
     ("location/micrograph_path", "S32"),
@@ -157,6 +158,159 @@ def test_a_location_that_cannot_be_joined(tmp_path: Path, beside: npt.NDArray[An
         cryosparc.read_entries(path)
 
 
+SCORE: list[Any] = [("pick_stats/ncc_score", "<f4")]
+BLOB: list[Any] = [("blob/idx", "<u4")]
+
+
+def said_by(path: Path) -> list[tuple[str | None, bytes]]:
+    return [(entry.micrograph, entry.digest) for entry in cryosparc.read_entries(path)]
+
+
+PARTS = st.sampled_from(["main", "J2_a_passthrough.cs", "J2_b_PASSTHROUGH.cs", "c_passthrough.CS"])
+
+
+@given(PARTS, PARTS, PARTS, st.permutations(range(3)), st.integers(0, 3))
+def test_it_does_not_matter_which_file_has_which_columns(
+    location: str, ctf: str, score: str, order: list[int], more: int
+) -> None:
+    groups = {"main": BLOB} | {
+        part: [
+            field for there, fields in ((location, LOCATION), (ctf, CTF), (score, SCORE)) if there == part
+            for field in fields
+        ]
+        for part in {location, ctf, score}
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        whole = said_by(saved(Path(folder), table(LOCATION, CTF, SCORE)))
+        assert len(whole) == 4
+        for name, fields in groups.items():
+            rows = table(fields)
+            if name != "main":
+                others = np.zeros(more, rows.dtype)
+                others["uid"] = np.arange(100, 100 + more)
+                rows = np.concatenate([others, rows[order]])
+            saved(Path(folder), rows, "J2_particles.cs" if name == "main" else name)
+        assert said_by(Path(folder, "J2_particles.cs")) == whole
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"\x94CSDAT" + bytes(100),
+        table(CTF, SCORE)[:2],
+        table(CTF, SCORE)[:0],
+        np.concatenate([table(CTF)] * 2),
+        table(BLOB),
+        np.zeros(3),
+    ],
+    ids=["empty", "cut", "compressed", "partial", "no rows", "uids twice", "other columns", "no table"],
+)
+def test_a_passthrough_file_that_is_of_no_use_does_no_harm(tmp_path: Path, beside: Any) -> None:
+    path = saved(tmp_path, table(LOCATION), "J2_particles.cs")
+    alone = said_by(path)
+    other = tmp_path / "J2_passthrough_particles.cs"
+    if isinstance(beside, bytes):
+        other.write_bytes(beside)
+    else:
+        saved(tmp_path, beside, other.name)
+    (tmp_path / "J2_passthrough_folder.cs").mkdir()
+    (tmp_path / "J2_passthrough_gone.cs").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "J2_passthrough_pipe.cs")
+    assert said_by(path) == alone
+    saved(tmp_path, table(CTF), "passthrough_of_something.cs")
+    assert said_by(path) == said_by(saved(tmp_path, table(LOCATION, CTF), "whole.cs"))
+
+
+def test_no_other_file_is_opened_where_the_table_has_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, table(LOCATION, CTF, SCORE))
+    saved(tmp_path, table(LOCATION, CTF, SCORE), "passthrough.cs")
+    monkeypatch.setattr(cryosparc, "_joined", None)
+    assert len(cryosparc.read_entries(path)) == 4
+
+
+def test_only_the_header_is_read_of_what_has_none_of_the_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, table(BLOB, CTF, SCORE))
+    saved(tmp_path, table(BLOB), "passthrough.cs")
+    opened = []
+    rows_of = cryosparc._rows
+    monkeypatch.setattr(cryosparc, "_rows", lambda place, *rest: opened.append(place) or rows_of(place, *rest))
+    with pytest.raises(IncompleteError, match=r"passthrough.cs has no location/micrograph_path"):
+        cryosparc.read_entries(path)
+    assert opened == [path]
+
+
+def test_the_passthrough_file_of_the_same_job_is_preferred(tmp_path: Path) -> None:
+    other = table(LOCATION, CTF)
+    other["ctf/df1_A"] += 5
+    path = saved(tmp_path, table(LOCATION), "J7_particles.cs")
+    saved(tmp_path, other, "J3_passthrough_particles.cs")
+    saved(tmp_path, table(CTF), "J7_passthrough_particles.cs")
+    assert said_by(path) == said_by(saved(tmp_path, table(LOCATION, CTF), "whole.cs"))
+
+
+def test_what_is_wrong_in_a_passthrough_file_is_named_by_its_own_row(tmp_path: Path) -> None:
+    path = saved(tmp_path, table(LOCATION), "J7_particles.cs")
+    rows = table(CTF)
+    rows["ctf/cs_mm"][2] = np.nan  # uid 9
+    saved(tmp_path, rows[[2, 0, 1]], "J7_passthrough.cs")
+    with pytest.raises(InputError, match=r"J7_passthrough\.cs: row 1: ctf/cs_mm is nan"):
+        cryosparc.read_entries(path)
+    rows["ctf/cs_mm"], rows["ctf/accel_kv"][1] = 2.7, 0
+    saved(tmp_path, rows[[2, 0, 1]], "J7_passthrough.cs")
+    with pytest.raises(InputError, match=r"J7_passthrough\.cs: row 3: voltage_kv is 0"):
+        cryosparc.read_entries(path)
+
+
+def test_which_files_a_table_depends_on(tmp_path: Path) -> None:
+    names = ["J2_b_passthrough.cs", "J1_PassThrough_a.CS", "J2_particles.cs", "passthrough.star", "whole.cs"]
+    for name in names:
+        saved(tmp_path, table(LOCATION), name)
+    passed = [tmp_path / "J1_PassThrough_a.CS", tmp_path / "J2_b_passthrough.cs"]
+    for name in names:
+        path = tmp_path / name
+        assert formats.is_part_of_tables(path) == (path in passed)
+        assert formats.depends_on(path) == ([] if path in passed or path.suffix == ".star" else passed)
+    assert formats.depends_on(tmp_path / "none" / "J2_particles.cs") == []
+    assert formats.classify_path(passed[1], passed[1].read_bytes()) is None
+
+
+@pytest.mark.parametrize("classes", [0, 4, 20, 120])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_table_of_many_columns_is_recognised_wherever_its_own_are(tmp_path: Path, classes: int, first: bool) -> None:
+    fields: list[Any] = []
+    for number in range(classes):
+        group = f"alignments_class_{number}"
+        fields += [(f"{group}/{name}", "<f4") for name in ("error", "pose", "psi", "shift")]
+    ours = [*LOCATION, *UID]
+    rows = np.zeros(1, ours + fields if first else fields + ours)
+    path = saved(tmp_path, rows)
+    head = path.read_bytes()[: formats.HEAD_BYTES]
+    assert formats.classify_path(path, head) == "coordinates"
+    assert cryosparc.recognise(path, path.read_bytes()) == "coordinates"
+    rows = np.zeros(1, [*fields, ("micrograph_blob/idx", "<u4"), *UID])
+    exposures = saved(tmp_path, rows, "exposures.cs")
+    assert formats.classify_path(exposures, exposures.read_bytes()[: formats.HEAD_BYTES]) is None
+
+
+def test_what_stands_in_the_rows_is_no_column(tmp_path: Path) -> None:
+    rows = np.zeros(1, [("map/path", "S40"), *UID])
+    rows["map/path"] = b"'location/center_x_frac' 'blob/idx'"
+    path = saved(tmp_path, rows, "volumes.cs")
+    assert formats.classify_path(path, path.read_bytes()) is None
+
+
+def test_a_table_that_cannot_be_opened_is_judged_by_its_beginning() -> None:
+    with_columns = with_header("{'descr': [('uid', '<u8'), ('blob/idx', '<u4')" + " " * 9000)
+    assert cryosparc.recognise(Path("nowhere.cs"), with_columns[:4096]) == "coordinates"
+    assert cryosparc.recognise(Path("nowhere.cs"), with_header(" " * 9000)[:4096]) is None
+
+
 def test_a_table_without_rows(tmp_path: Path) -> None:
     assert cryosparc.read_entries(saved(tmp_path, table(LOCATION, CTF)[:0])) == []
 
@@ -205,7 +359,8 @@ ROW = "{'descr': [('uid', '<u8'), ('blob/idx', '<u4')], 'fortran_order': False, 
         (b"\x93NUMPY\x01\x00\xff\xff{", "header cannot be read"),
         (b"\x93NUMPY", "header cannot be read"),
         (with_header("__import__('os').abort()"), "header cannot be read"),
-        (with_header("(" * 5000), "header cannot be read"),
+        (with_header("(" * 5000), "nested more than 32 deep"),
+        (with_header("{'descr': ()" + "[" * 20), "header cannot be read"),
         (with_header(ROW % "'x'"), "header cannot be read"),
         (with_header(ROW % "(3,)", bytes(35)), "truncated: it has .* 3 rows of 12 bytes"),
         (with_header(ROW % "(3,)", bytes(37)), "longer than its header says"),
@@ -227,6 +382,11 @@ def test_forged_files_are_refused_before_anything_is_allocated(tmp_path: Path, d
         cryosparc.read_entries(path)
     assert str(path) in str(caught.value)
     cryosparc.recognise(path, data)
+    assert formats.classify_path(path, data[: formats.HEAD_BYTES]) == "coordinates"
+    with pytest.raises(InputError, match=said):
+        formats.read_item(Item("coordinates", "a", path))
+    passed = path.rename(tmp_path / "passthrough.cs")
+    assert formats.classify_path(passed, data[: formats.HEAD_BYTES]) is None
 
 
 def changed(name: str, value: Any, *dtypes: list[Any]) -> npt.NDArray[Any]:

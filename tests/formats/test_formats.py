@@ -118,10 +118,72 @@ def test_an_mrc_file_is_told_by_its_ending_and_its_header(name: str, nz: int, sp
     assert formats.classify_path(Path(name), mrc_head(nz, space_group)) == kind
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.box", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif.gz", "mrc"])
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.mrc.tmp", ".mrc", "a.star.bak", "a.npy", "a.tif.gz", "mrc"])
 def test_other_endings_are_nobodys_business_here(name: str) -> None:
     assert formats.classify_path(Path(name), mrc_head(1, 0)) is None
     assert formats.missing_part(Path(name), 3, b"abc") is None
+
+
+NO_TABLES = [
+    ("a.box", bytes(4096), "byte 1 is NUL"),
+    ("a.box", b"hello world\n", "line 1: 2 columns"),
+    ("a.BOX", b"x y w h\n", "line 1: x is 'x', not a number"),
+    ("a.box", b'{"boxes": 3}', "boxes is 3, not a list"),
+    ("a_info.json", b'{"boxes": 3}', "boxes is 3, not a list"),
+    ("a_info.json", b'{"boxes": [{"x": 1}]}', "row 1 of boxes is an object"),
+    ("a_info.json", b"[[1, 2]]", "it holds no JSON object"),
+    ("a_INFO.json", b"", "not a readable JSON file"),
+    ("a.cbox", b"data_particles\nloop_\n_x\n1\n", "it has 0 tables in data_cryolo"),
+    ("a.cbox", b"1 2 3 4\n", "not a readable STAR file"),
+    ("a.cbox", bytes(64), "byte 1 is NUL"),
+    ("a.pos", b"", "its first line must begin with '# XMIPP_STAR_1'"),
+    ("a.pos", b"12 14\n", "its first line must begin with '# XMIPP_STAR_1'"),
+    ("a.pos", b"# XMIPP_STAR_1 *\ndata_a\nloop_\n_z\n1\n", "neither coordinates .* its columns are _z"),
+    ("a.xmd", bytes(4096), "its first line must begin with '# XMIPP_STAR_1'"),
+    ("a.ctfparam", b"\xff\xfe", "its first line must begin with '# XMIPP_STAR_1'"),
+    ("a.cs", b"\x80\x04\x95", "it must begin as a numpy array file does"),
+    ("a.cs", b"\x94CSDAT", "compressed format"),
+]
+"""What no reader takes for its own, and what that of the ending says of it. More of ``.cs``: test_cryosparc.py."""
+
+
+@pytest.mark.parametrize(("name", "data", "said"), NO_TABLES)
+def test_a_broken_table_goes_to_the_reader_of_its_ending(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert all(reader.recognise(path, data) is None for reader in formats.TABLES)
+    assert formats.classify_path(path, data) == "coordinates"
+    with pytest.raises(InputError, match=said):
+        formats.read_item(Item("coordinates", path.stem, path))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.xmd", b"# XMIPP_STAR_1 *\ndata_a\nloop_\n_ref3d\n_classCount\n1 20\n"),
+        ("a.ctfparam", b"# XMIPP_STAR_1 *\ndata_a\n_scale 1\n"),
+        ("a.json", b'{"boxes": 3}'),
+        ("info.json", b'{"boxes": 3}'),
+        ("a_info.json.txt", b'{"boxes": 3}'),
+        ("a.txt", b"12 14\n"),
+        ("a.txt", bytes(64)),
+        ("a.box.bak", b"hello\n"),
+        ("pos", b"12 14\n"),
+    ],
+)
+def test_what_belongs_to_others_is_left_alone(tmp_path: Path, name: str, data: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert formats.classify_path(path, data) is None
+    with pytest.raises(InputError, match="no reader for a coordinates file"):
+        formats.read_item(Item("coordinates", path.stem, path))
+
+
+def test_an_info_file_in_which_nothing_was_picked_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a_info.json"
+    path.write_bytes(b'{"quality": 5}')
+    assert formats.classify_path(path, path.read_bytes()) == "coordinates"
+    assert formats.read_item(Item("coordinates", path.stem, path)) == []
 
 
 def test_a_table_is_told_by_its_ending_whatever_is_in_it() -> None:

@@ -525,6 +525,27 @@ def test_a_bomb_takes_no_more_than_its_header_says(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("ending", PACKERS)
+@pytest.mark.parametrize(
+    ("nx", "ny", "noise_bytes", "said"),
+    [
+        (8192, 8192, 0, "truncated"),  # 256 MiB: as many as any file may say
+        (8192, 8193, 0, "268468224 bytes are said to be packed in .*; no image is as empty as that"),
+        (16384, 16384, 0, "no image is as empty as that"),
+        (8192, 8193, 3_000_000, "truncated"),
+    ],
+)
+def test_a_large_image_is_not_packed_to_nothing(
+    tmp_path: Path, ending: str, nx: int, ny: int, noise_bytes: int, said: str
+) -> None:
+    """However much the file unpacks to: the header alone decides, before memory is taken."""
+    noise = np.random.default_rng(0).bytes(noise_bytes)
+    path = tmp_path / f"mic.mrc.{ending}"
+    path.write_bytes(PACKERS[ending](header(nx, ny, 1, 2) + noise))
+    with pytest.raises(InputError, match=said):
+        mrc.read(path)
+
+
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 3), st.sampled_from("<>"), st.randoms())
 def test_pixels_of_four_bits(nx: int, ny: int, nz: int, order: str, chance: Any) -> None:
     """Each row begins with a byte of its own; the first of two pixels is in the lower half."""
