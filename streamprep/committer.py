@@ -27,6 +27,7 @@ from typing import Any
 from streamprep.hookspecs import Sink, Staged, StagedRows, Table
 from streamprep.ledger import Block, JobRow, Ledger, LedgerError, Shard
 from streamprep.sinks import _files
+from streamprep.snapshot import rows_of_sets
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Committer:
         self.output, self._ledger, self._clock = output, ledger, clock
         self._publish_seconds = publish_seconds
         self._tables: dict[str, Table] = {table.path: table for sink in sinks for table in sink.tables}
+        self._main = [table.path for sink in sinks for table in sink.tables[:1]]
         self._folders = [folder for sink in sinks for folder in sink.folders]
         self._published = {name: _Published() for name in self._growing}
         self._unwritten: dict[Path, Block] = {}
@@ -98,12 +100,13 @@ class Committer:
         return self.output / STATE_FOLDER / "orphans"
 
     def row_counts(self) -> dict[str, int]:
-        """Committed rows of each set, by the name of its first table; its further tables hold the same rows."""
+        """Committed rows of each set that ever had any, by the name of its first table: further ones hold the same.
+
+        While none had any: of the first set of each sink.
+        """
         versions = self._ledger.versions()
-        first: dict[str, str] = {}
-        for name in self._growing:
-            first.setdefault(name.rpartition(".")[0], name)
-        return {name: versions.get(name, (0, 0))[1] for name in first.values()}
+        found = rows_of_sets({name: versions[name][1] for name in self._growing if name in versions})
+        return found or {name: 0 for name in self._growing if name in self._main}
 
     # --- recovery ---
 

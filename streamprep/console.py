@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamprep.hookspecs import hookimpl
-from streamprep.snapshot import unmatched_text
+from streamprep.snapshot import clean, unmatched_text
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
@@ -63,11 +63,6 @@ def _in_background() -> bool:
         return os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
     except OSError:  # not the terminal that controls this process
         return False
-
-
-def clean(text: object) -> str:
-    """Text from outside, on one line and without control characters, for a terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from streamprep.ledger import Ledger
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
 from streamprep.session import find_output, open_ledger, try_lock
-from streamprep.snapshot import unmatched_text
+from streamprep.snapshot import clean, rows_of_sets, unmatched_text
 
 LISTED = 50
 
@@ -66,7 +66,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
         "waiting": [(item, reason, now - since) for item, reason, since in ledger.waiting(LISTED)],
         "waiting_count": ledger.waiting_count(),
         "unmatched": ledger.unmatched(LISTED),
-        "rows": {name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name},
+        "rows": rows_of_sets({name: rows for name, (_, rows) in ledger.versions().items() if "{item}" not in name}),
         "failed": ledger.ended_count("failed"),
         "rejected": ledger.ended_count("rejected"),
         "unknown_files": files.get(("other", "rejected"), 0),
@@ -78,10 +78,10 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
 def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     """The state for people."""
     age = f", state {report['age_seconds']:g} s old" if "age_seconds" in report else ""
-    lines = [f"{report['output']}: daemon {report['daemon']}{age}"]
+    lines = [f"{clean(report['output'])}: daemon {report['daemon']}{age}"]
     if report.get("message"):
-        lines.append(str(report["message"]))
-    lines += [f"degraded: {trouble}" for trouble in report.get("degraded", ())]
+        lines.append(clean(report["message"]))
+    lines += [f"degraded: {clean(trouble)}" for trouble in report.get("degraded", ())]
     jobs = report["jobs"]
     busy = min(len(report.get("running", ())), report.get("workers", 0))
     lines.append(
@@ -96,20 +96,20 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
             ]
         )
     )
-    lines += [f"  {count:,} rows in {name}" for name, count in report["rows"].items()]
-    lines += [f"waiting: {item}: {reason}" for item, reason, _ in report["waiting"]]
-    lines += [unmatched_text(kind, name) for kind, name in report.get("unmatched", ())]
+    lines += [f"  {count:,} rows in {clean(name)}" for name, count in report["rows"].items()]
+    lines += [f"waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in report["waiting"]]
+    lines += [unmatched_text(kind, clean(name)) for kind, name in report.get("unmatched", ())]
     if report["unknown_files"]:
         lines.append(f"{report['unknown_files']} files of no known kind were left alone")
     for row in report["failures"]:
-        lines.append(f"{row['state']}: {row['file']}: {row['reason']} ({row['attempts']} attempts)")
+        lines.append(f"{row['state']}: {clean(row['file'])}: {clean(row['reason'])} ({row['attempts']} attempts)")
         if tracebacks and row["traceback"]:
-            lines.append(row["traceback"])
+            lines += [f"    {clean(line)}" for line in row["traceback"].splitlines()]
     warnings = report["warnings"]
     if isinstance(warnings, int):
         lines.append(f"{warnings} items with warnings")
     else:
-        lines += [f"warning: {item}: {'; '.join(said)}" for item, said in warnings]
+        lines += [f"warning: {clean(item)}: {clean('; '.join(said))}" for item, said in warnings]
     if any(row["state"] == "failed" for row in report["failures"]):
         lines.append("failed items are taken up again by: streamprep retry")
     return "\n".join(lines)

@@ -7,8 +7,10 @@ origin of an axis of length L is the index ``L // 2``. Readers and writers conve
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,13 @@ Label = Literal["particle", "noise"]
 FloatArray = npt.NDArray[np.float64]
 FIGURE_OF_MERIT = "rlnAutopickFigureOfMerit"
 """Column with what the picker thought of each place; higher is better."""
+
+MICROSCOPE_COLUMNS = {
+    "rlnVoltage": "voltage_kv",
+    "rlnSphericalAberration": "spherical_aberration_mm",
+    "rlnAmplitudeContrast": "amplitude_contrast",
+}
+"""The microscope's constants: column of an optics group → field of `Optics` and of `Ctf`."""
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
@@ -108,6 +117,20 @@ class Optics:
     spherical_aberration_mm: float = 2.7
     amplitude_contrast: float = 0.1
 
+    def told(self, columns: Mapping[str, str]) -> Self:
+        """The same, with the constants that a table says of an optics group; text that is no number says nothing.
+
+        Examples
+        --------
+        >>> Optics(1.5).told({"rlnVoltage": "200.0", "rlnSphericalAberration": "None"})
+        Optics(pixel_size_angstrom=1.5, voltage_kv=200.0, spherical_aberration_mm=2.7, amplitude_contrast=0.1)
+        """
+        found: dict[str, float] = {}
+        for column, name in MICROSCOPE_COLUMNS.items():
+            with contextlib.suppress(KeyError, ValueError):
+                found[name] = float(columns[column])
+        return replace(self, **{name: value for name, value in found.items() if math.isfinite(value)})
+
 
 @dataclass(frozen=True, slots=True)
 class Ctf:
@@ -141,6 +164,8 @@ class Micrograph:
     pixels: Array
     optics: Optics
     ctf: Ctf | None = None
+    optics_columns: Mapping[str, str] = field(default_factory=dict)
+    """What the table of its CTF says of its optics group, by column, as it is written; empty where it has no groups."""
 
     @property
     def shape_px(self) -> tuple[int, int]:
@@ -204,6 +229,8 @@ class Entry:
     digest: str
     """Changes when, and only when, the rows do."""
     data: Coordinates | Ctf | ParticleRows
+    optics_columns: Mapping[str, str] = field(default_factory=dict)
+    """Of a CTF: what the table says of its optics group but the group's number, by column, as it is written."""
 
     @property
     def kind(self) -> Kind:
@@ -227,7 +254,7 @@ class Particles:
     phase_flipped: bool = False
     columns: Columns = field(default_factory=dict)
     optics_columns: tuple[Mapping[str, str], ...] = ()
-    """What their table said of each image's optics group; empty for particles that were cut here."""
+    """What a table said of each image's optics group: theirs, or that of the micrograph's CTF; empty without groups."""
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])

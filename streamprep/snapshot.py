@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class Snapshot:
     running: tuple[tuple[str, float], ...]
     """Items in the workers, and for how long [s]."""
     rows: dict[str, int]
-    """Committed rows of each table."""
+    """Committed rows of each set that has any, by the name of its first table."""
     items_per_hour: float
     particles_per_second: float
     oldest_seconds: float
@@ -52,6 +53,25 @@ class Snapshot:
     disk_free_bytes: int
     items: str = "micrographs"
     """What the session works on: micrographs, stacks (of particles), or items where it is both."""
+
+
+def rows_of_sets(tables: Mapping[str, int]) -> dict[str, int]:
+    """Of the rows of each table those of each set, by the name of its first table: further forms hold the same rows.
+
+    Examples
+    --------
+    >>> rows_of_sets({"particles.star": 5, "particles.xmd": 5, "coordinates/particles.star": 6})
+    {'particles.star': 5, 'coordinates/particles.star': 6}
+    """
+    first: dict[str, str] = {}
+    for name in tables:
+        first.setdefault(name.rpartition(".")[0], name)
+    return {name: tables[name] for name in first.values()}
+
+
+def clean(text: object) -> str:
+    """Text from outside, on one line and without control characters, for a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
 
 
 def unmatched_text(kind: str, name: str) -> str:

@@ -82,7 +82,11 @@ def _optics(item: Item, image: Image, rows: ParticleRows, configured: OpticsSect
     if rows.ctf:
         first = rows.ctf[0]
         return Optics(pixel_size, first.voltage_kv, first.spherical_aberration_mm, first.amplitude_contrast)
-    return Optics(pixel_size, configured.voltage_kv, configured.spherical_aberration_mm, configured.amplitude_contrast)
+    optics = Optics(
+        pixel_size, configured.voltage_kv, configured.spherical_aberration_mm, configured.amplitude_contrast
+    )
+    shared = len({id(columns) for columns in rows.optics_columns}) == 1  # of several groups each image has its own
+    return optics.told(rows.optics_columns[0]) if shared else optics
 
 
 def _flipped(item: Item, rows: ParticleRows) -> bool:

@@ -309,7 +309,8 @@ def _process(
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", f"the {job.item.kind} file changed while it was read")
     job.folder.mkdir(parents=True)
-    found = {made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind != "mask"}
+    entries = {made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind != "mask"}
+    found = {kind: entry.data for kind, entry in entries.items()}
     masks = {path: made for made, path in job.inputs if made.kind == "mask"}
 
     def read_image(path: Path) -> np.ndarray[Any, Any]:
@@ -340,7 +341,7 @@ def _process(
             worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer
         )
     elif isinstance(coordinates, Coordinates):
-        micrograph = make_micrograph(worker.config, job, image, ctf)
+        micrograph = make_micrograph(worker.config, job, image, entries.get("ctf"))
         if job.flip_y:
             coordinates = replace(coordinates, xy_px=flip_y(coordinates.xy_px, micrograph.shape_px[0]))
         result = run_micrograph(
@@ -358,7 +359,7 @@ def _process(
     return Outcome("done", staged=staged, remarks=image.remarks)
 
 
-def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf | ParticleRows:
+def _companion(worker: _Worker, made: JobInput, path: Path) -> Entry:
     """What a table says of a micrograph or a stack, if it still says what the job was made of."""
     try:
         entries, _ = _entries(worker, path, made.kind)
@@ -366,7 +367,7 @@ def _companion(worker: _Worker, made: JobInput, path: Path) -> Coordinates | Ctf
         raise _Stale(made, f"{path} cannot be read as it was before: {error}") from error
     for entry in entries.get((made.kind, made.name), ()):
         if entry.digest == made.digest:
-            return entry.data
+            return entry
     raise _Stale(made, f"{path} no longer says of {made.name} what it said")
 
 
@@ -379,8 +380,8 @@ def _check_mask(made: JobInput, path: Path) -> None:
         raise _Stale(made, f"{path} is not the mask that it was")
 
 
-def make_micrograph(config: Config, job: ItemJob, image: Image, ctf: Ctf | None) -> Micrograph:
-    """A micrograph from what its file holds and what the configuration says of the microscope.
+def make_micrograph(config: Config, job: ItemJob, image: Image, fitted: Entry | None) -> Micrograph:
+    """A micrograph from what its file holds, what a table says of its CTF, and the configuration of the microscope.
 
     Raises
     ------
@@ -397,7 +398,9 @@ def make_micrograph(config: Config, job: ItemJob, image: Image, ctf: Ctf | None)
         config.optics.spherical_aberration_mm,
         config.optics.amplitude_contrast,
     )
-    return Micrograph(job.name, pixels, optics, ctf)
+    if fitted is None or not isinstance(fitted.data, Ctf):
+        return Micrograph(job.name, pixels, optics)
+    return Micrograph(job.name, pixels, optics, fitted.data, fitted.optics_columns)
 
 
 def micrograph_pixels(path: Path, image: Image) -> npt.NDArray[Any]:

@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from streamprep.console import Console, clean, duration, summary, view
-from streamprep.snapshot import Snapshot
+from streamprep.console import Console, duration, summary, view
+from streamprep.snapshot import Snapshot, clean
 from tests.conftest import ROOT, Session
 
 SNAPSHOT = Snapshot(

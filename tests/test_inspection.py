@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamprep import inspection
 from streamprep import session as sessions
@@ -62,6 +64,26 @@ def test_no_more_is_in_work_than_there_are_workers() -> None:
     assert "0 done, 2 in work, 5 queued" in inspection.report_text(report)
     del report["running"], report["workers"]  # what the ledger tells while no daemon runs
     assert "0 done, 0 in work, 7 queued" in inspection.report_text(report)
+
+
+@given(st.text(), st.text())
+def test_no_name_and_no_reason_adds_a_line(name: str, reason: str) -> None:
+    name, reason = f"a\nwaiting: forged{name}", f"b\r\x85\u2028failed: forged{reason}"
+    failure = {"state": "failed", "file": name, "reason": reason, "attempts": 1, "traceback": f"{reason}\n{name}"}
+    report = {
+        "output": name, "daemon": "running", "message": reason, "degraded": [reason], "jobs": {}, "running": [],
+        "workers": 1, "waiting": [(name, reason, 1.0)], "waiting_count": 1, "failed": 1,
+        "unmatched": [("ctf", name), ("rows", name)],
+        "rejected": 0, "unknown_files": 1, "rows": {name: 3}, "failures": [failure],
+        "warnings": [(name, [reason, reason])],
+    }  # fmt: skip
+    lines = inspection.report_text(report).split("\n")
+    assert len(lines) == 12
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.startswith(("waiting: forged", "failed: forged"))]
+    traced = inspection.report_text(report, tracebacks=True).split("\n")
+    assert all(line.isprintable() for line in traced)
+    assert all(line.startswith("    ") for line in traced if line not in lines)
 
 
 @pytest.fixture

@@ -172,3 +172,90 @@ def test_the_microscope_of_the_ctf_counts_before_that_of_the_configuration(sessi
     assert optics is not None
     assert optics["rlnVoltage"].tolist() == [300.0]
     assert {float(value) for value in read_xmd(session.output / "particles.xmd")["ctfVoltage"]} == {300.0}
+
+
+def beam_shift_groups(session: Session, *, optics_last: bool = False) -> dict[str, dict[str, Any]]:
+    """Give each micrograph an optics group of its own, all with the same constants; what is said of each."""
+    path = session.folder / "micrographs_ctf.star"
+    tables = starfile.read(path)
+    first = tables["optics"].iloc[0].to_dict() | {"rlnMicrographPixelSize": 1.5}
+    said = [
+        {"rlnOpticsGroupName": "afis_1", "rlnMtfFileName": "mtf k3.star", "rlnBeamTiltX": 0.25},
+        {"rlnOpticsGroupName": "afis_2", "rlnMtfFileName": "mtf k3.star", "rlnBeamTiltX": -0.5},
+        {"rlnOpticsGroupName": "afis_3", "rlnMtfFileName": "mtf_f4.star", "rlnBeamTiltX": -0.5},
+    ]
+    optics = pd.DataFrame([first | {"rlnOpticsGroup": number} | one for number, one in enumerate(said, start=1)])
+    tables["micrographs"]["rlnOpticsGroup"] = [3, 1, 2]
+    names = ["micrographs", "optics"] if optics_last else ["optics", "micrographs"]
+    starfile.write({name: (tables | {"optics": optics})[name] for name in names}, path)
+    return {"mic_0001": said[2], "mic_0002": said[0], "mic_0003": said[1]}
+
+
+@pytest.mark.parametrize("optics_last", [False, True])
+def test_optics_groups_of_equal_constants_stay_apart_with_all_that_is_said_of_them(
+    session: Session, optics_last: bool
+) -> None:
+    expected = beam_shift_groups(session, optics_last=optics_last)
+    done(session, EVERY)
+    for label in ("particles", "noise"):
+        optics, rows = read_table(session.output / f"{label}.star")
+        assert optics is not None
+        assert sorted(optics["rlnOpticsGroupName"]) == ["afis_1", "afis_2", "afis_3"]
+        assert "rlnMicrographPixelSize" not in optics
+        for ours, value in (("rlnImagePixelSize", 1.5), ("rlnMicrographOriginalPixelSize", 1.5), ("rlnImageSize", 48)):
+            assert (optics[ours] == value).all()
+        joined = rows.merge(optics, on="rlnOpticsGroup", validate="many_to_one")
+        assert len(joined) == len(rows)
+        xmd = read_xmd(session.output / f"{label}.xmd")
+        cs = np.load(session.output / f"{label}.cs", allow_pickle=False)
+        assert (
+            set(xmd["streamprepLabel"]) == set(rows["streamprepLabel"]) == {"noise" if label == "noise" else "particle"}
+        )
+        assert not [name for name in cs.dtype.names or () if "Label" in name]
+        for stem, said in expected.items():
+            named = joined[joined["rlnMicrographName"].str.contains(stem)]
+            assert len(named)
+            own = [index for index, name in enumerate(xmd["micrograph"]) if stem in name]
+            for column, value in said.items():
+                assert (named[column] == value).all(), f"{column} of {stem}"
+                assert {type(value)(xmd[column][index]) for index in own} == {value}
+            records = cs[np.char.find(cs["location/micrograph_path"], stem.encode()) >= 0]
+            assert set(records["ctf/exp_group_id"].tolist()) == set(named["rlnOpticsGroup"])
+
+
+def test_a_beam_tilt_that_comes_later_makes_the_particles_of_its_group_anew(session: Session) -> None:
+    done(session)
+    expected = beam_shift_groups(session)
+    done(session)
+    optics, rows = read_table(session.output / "particles.star")
+    assert optics is not None
+    joined = rows.merge(optics, on="rlnOpticsGroup", validate="many_to_one")
+    for stem, said in expected.items():
+        named = joined[joined["rlnMicrographName"].str.contains(stem)]
+        assert set(named["rlnOpticsGroupName"]) == {said["rlnOpticsGroupName"]}
+        assert set(named["rlnBeamTiltX"]) == {said["rlnBeamTiltX"]}
+
+
+def test_a_ctf_table_without_optics_groups_makes_one_group(session: Session) -> None:
+    path = session.folder / "micrographs_ctf.star"
+    rows = starfile.read(path)["micrographs"].drop(columns="rlnOpticsGroup")
+    starfile.write(rows, path)
+    done(session)
+    optics, rows = read_table(session.output / "particles.star")
+    assert optics is not None
+    assert optics["rlnOpticsGroupName"].tolist() == ["opticsGroup1"]
+    assert set(rows["rlnOpticsGroup"]) == {1}
+
+
+def test_sets_without_rows_are_not_told_of(session: Session) -> None:
+    text = session.config.read_text()
+    begins = text.index("[coordinates.pick_noise]")
+    session.config.write_text(text[:begins] + text[text.index("\n[", begins) + 1 :])
+    told = once(session, EVERY)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "noise" not in told.stdout
+    lines = [line.split(" in ")[1] for line in told.stdout.splitlines() if " rows in " in line]
+    assert sorted(lines) == ["coordinates/particles.star", "particles.star"]
+    told_later = session.call("status", "--set", EVERY).stdout
+    later = [line.split(" in ")[1] for line in told_later.splitlines() if " rows in " in line]
+    assert sorted(later) == sorted(lines)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gemmi
 import mrcfile
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +141,7 @@ def test_every_column_and_every_pixel_of_relions_stacks_comes_through(project: S
     given = starfile.read(project.folder / "Extract/job010/particles.star", always_dict=True)
     both = rows.set_index(["rlnMicrographName", "someoneElsesColumn"]).sort_index()
     wanted = given["particles"].set_index(["rlnMicrographName", "someoneElsesColumn"]).sort_index()
+    assert set(both.pop("streamprepLabel")) == {"particle"}
     assert set(both.columns) == set(wanted.columns)
     for name in set(wanted.columns) - {"rlnImageName", "rlnOpticsGroup"}:
         np.testing.assert_allclose(both[name].to_numpy(float), wanted[name].to_numpy(float), err_msg=name)
@@ -241,6 +243,70 @@ def test_xmipp_tables_name_stacks_too(project: Session) -> None:
     images = images_of(project.output, "particles.star")
     for name, number in zip(rows["rlnImageName"], (4, 2, 1), strict=True):
         np.testing.assert_array_equal(images[name], -pixels[number - 1])
+
+
+XMIPP_IMAGES = """# XMIPP_STAR_1 *
+#
+data_noname
+loop_
+ _itemId
+ _image
+ _ctfVoltage
+ _ctfSphericalAberration
+ _ctfQ0
+"""
+
+
+def test_the_microscope_of_the_table_counts_without_a_defocus_too(project: Session) -> None:
+    """Neither table has a defocus; the configuration says 120 kV, and counts where a table says nothing."""
+    project.append("[optics]\nvoltage_kv = 120\nspherical_aberration_mm = 1.1\namplitude_contrast = 0.2\n")
+    for name in ("relion", "xmipp"):
+        write_stack(project.folder / f"Extract/{name}.mrcs", pixels_of(1, 3))
+    (project.folder / "Extract/relion.star").write_text(
+        "data_optics\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n"
+        "_rlnAmplitudeContrast\nsaid 1 200 1.4 0.07\npart 2 80 None 0.05\n\n"
+        "data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_mark\n"
+        "1@Extract/relion.mrcs 1 a\n2@Extract/relion.mrcs 2 b\n3@Extract/relion.mrcs 1 c\n"
+    )
+    (project.folder / "Extract/xmipp.xmd").write_text(
+        XMIPP_IMAGES + "1 1@Extract/xmipp.mrcs 300 2.7 0.1\n2 2@Extract/xmipp.mrcs 100 2.0 0.1\n"
+    )
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    optics, rows = read_table(project.output / "particles.star")
+    assert optics is not None
+    assert not {"rlnVoltage", "ctfVoltage", "ctfQ0"} & set(rows.columns)
+    joined = rows.merge(optics, on="rlnOpticsGroup", validate="many_to_one").set_index("rlnImageName")
+    found = joined[["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]]
+    assert {name: tuple(values) for name, values in found.iterrows()} == {
+        "000001@particles/Extract/relion.mrcs": (200, 1.4, 0.07),
+        "000002@particles/Extract/relion.mrcs": (80, 1.1, 0.05),
+        "000003@particles/Extract/relion.mrcs": (200, 1.4, 0.07),
+        "000001@particles/Extract/xmipp.mrcs": (300, 2.7, 0.1),
+        "000002@particles/Extract/xmipp.mrcs": (100, 2.0, 0.1),
+    }
+    assert len(optics) == 4
+
+
+def test_xmipps_table_has_no_ids_of_other_tables(project: Session) -> None:
+    for name in ("a", "b"):
+        write_stack(project.folder / f"Extract/{name}.mrcs", pixels_of(1, 1))
+        (project.folder / f"Extract/{name}.xmd").write_text(XMIPP_IMAGES + f"1 1@Extract/{name}.mrcs 300 2.7 0.1\n")
+    told = once(project)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert read_table(project.output / "particles.star")[1]["itemId"].tolist() == [1, 1]
+    table = gemmi.cif.read_file(str(project.output / "particles.xmd")).sole_block()
+    assert len(table.find_loop("_image")) == 2
+    assert not table.find_loop("_itemId")
+
+
+def test_a_stacks_table_says_what_its_images_are(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 2))
+    (project.folder / "Extract/noise.star").write_text(
+        "data_\nloop_\n_rlnImageName\n_streamprepLabel\n1@Extract/a.mrcs noise\n2@Extract/a.mrcs particle\n"
+    )
+    assert once(project).returncode == 0
+    assert read_table(project.output / "particles.star")[1]["streamprepLabel"].tolist() == ["noise", "particle"]
 
 
 def test_images_of_one_stack_keep_the_optics_groups_that_they_are_of(project: Session) -> None:
@@ -572,6 +638,13 @@ def test_the_tables_pixel_size_counts_before_the_configurations_before_the_heade
 def test_a_table_ahead_of_its_stack_is_told_apart_from_a_fault() -> None:
     with pytest.raises(NotYet, match="waits for image 5, which a table names; the stack holds 4 so far"):
         make_particles(ITEM, image(), ParticleRows(np.array([0, 4])), OpticsSection())
+
+
+def test_the_tables_constants_count_before_the_configurations() -> None:
+    said = ({"rlnVoltage": "200", "rlnAmplitudeContrast": "inf", "rlnSphericalAberration": "none"},) * 2
+    rows = ParticleRows(np.arange(2), optics_columns=said)
+    made = make_particles(ITEM, image(), rows, OpticsSection(voltage_kv=120, amplitude_contrast=0.2)).optics
+    assert (made.voltage_kv, made.spherical_aberration_mm, made.amplitude_contrast) == (200, 2.7, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import MAX_SINGLE_BYTES, as_numbers, beginning, digest_of, groups, shown, text_bytes
-from streamprep.model import Coordinates, Ctf, Entry, FloatArray, InputError, Kind, ParticleRows
+from streamprep.model import (
+    MICROSCOPE_COLUMNS,
+    Coordinates,
+    Ctf,
+    Entry,
+    FloatArray,
+    InputError,
+    Kind,
+    ParticleRows,
+)
 
 MAX_TABLES = 4096
 MAX_COLUMNS = 4096
@@ -49,11 +58,6 @@ _CTF_FIELDS = {
 }
 CTF_COLUMNS = tuple(_CTF_FIELDS)
 PHASE_FLIPPED = "rlnCtfDataArePhaseFlipped"
-_OPTICS_COLUMNS = {
-    "rlnVoltage": "voltage_kv",
-    "rlnSphericalAberration": "spherical_aberration_mm",
-    "rlnAmplitudeContrast": "amplitude_contrast",
-}
 
 
 def recognise(path: Path, head: bytes) -> Kind | None:
@@ -252,8 +256,10 @@ def _coordinates(loop: Loop) -> Iterable[Entry]:
 
 def _ctfs(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
     name_column = "rlnMicrographName" if "rlnMicrographName" in loop else "rlnMicrographNameNoDW"
-    for micrograph, ctf in zip(loop.text(name_column), _loop_ctfs(loop, optics), strict=True):
-        yield Entry(micrograph, digest_of(ctf), ctf)
+    names = loop.text(name_column)
+    said = _optics_rows(loop, optics) or [{}] * loop.rows
+    for micrograph, ctf, columns in zip(names, _loop_ctfs(loop, optics), said, strict=True):
+        yield Entry(micrograph, digest_of(ctf, columns) if columns else digest_of(ctf), ctf, columns)
 
 
 def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
@@ -271,6 +277,10 @@ def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
     if "rlnCoordinateX" in loop and "rlnCoordinateY" in loop:
         xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
     elsewhere = {"rlnImageName", "rlnOpticsGroup"}
+    if ctfs is None:
+        own = {name: loop.columns[name] for name in MICROSCOPE_COLUMNS if name in loop}
+        said = with_constants(said, own)
+        elsewhere |= set(own)
     if xy is not None:
         elsewhere |= {"rlnCoordinateX", "rlnCoordinateY"}
     if ctfs is not None:
@@ -385,6 +395,32 @@ def _optics_rows(loop: Loop, optics: Loop | None) -> list[Mapping[str, str]]:
     return [said[row] for row in _group_of_rows(loop, optics)]
 
 
+def with_constants(said: list[Mapping[str, str]], own: Mapping[str, Sequence[str]]) -> list[Mapping[str, str]]:
+    """What is said of the optics group of each row, with constants of the microscope that stand in the rows.
+
+    Parameters
+    ----------
+    said
+        One per row, shared by the rows of a group; empty where the table has no groups.
+    own
+        Columns of the rows, by RELION's names of the constants, values as they are written.
+
+    Returns
+    -------
+    list
+        One per row, shared by the rows of which the same is said; ``said`` itself where the rows have no constants.
+    """
+    rows = list(zip(*own.values(), strict=True))
+    if not rows:
+        return said
+    shared: dict[tuple[int, tuple[str, ...]], Mapping[str, str]] = {}
+    groups_of: list[Mapping[str, str]] = said or [{}] * len(rows)
+    return [
+        shared.setdefault((id(group), values), {**group, **dict(zip(own, values, strict=True))})
+        for group, values in zip(groups_of, rows, strict=True)
+    ]
+
+
 def _pixel_sizes(loop: Loop, optics: Loop | None) -> FloatArray | None:
     """Pixel size of each row's image [Å]; before RELION 3.1, detector pixel [µm] over magnification."""
     for column in ("rlnImagePixelSize", "rlnPixelSize"):
@@ -411,7 +447,7 @@ def _loop_ctfs(loop: Loop, optics: Loop | None) -> list[Ctf]:
     fields = {field: loop.floats(column) for column, field in _CTF_FIELDS.items()}
     if "rlnPhaseShift" in loop:
         fields["phase_shift_deg"] = loop.floats("rlnPhaseShift")
-    for column, field in _OPTICS_COLUMNS.items():
+    for column, field in MICROSCOPE_COLUMNS.items():
         found = _of_groups(loop, optics, column)
         if found is not None:
             fields[field] = found

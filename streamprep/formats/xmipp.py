@@ -26,8 +26,16 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import digest_of, groups
-from streamprep.formats.star import Loop, image_names, read_with, rows_entry
-from streamprep.model import FIGURE_OF_MERIT, Coordinates, Ctf, Entry, InputError, Kind, ParticleRows
+from streamprep.formats.star import Loop, image_names, read_with, rows_entry, with_constants
+from streamprep.model import (
+    FIGURE_OF_MERIT,
+    Coordinates,
+    Ctf,
+    Entry,
+    InputError,
+    Kind,
+    ParticleRows,
+)
 
 _FIRST_LINE = re.compile(rb"\s*#\s*XMIPP_STAR_1\b")
 _NAMES_IMAGES = re.compile(rb"\d@\S")
@@ -43,6 +51,12 @@ _CTF_FURTHER = {
     "ctfPhaseShift": "phase_shift_deg",
     "ctfVPPphaseshift": "phase_shift_deg",
 }
+_CONSTANTS = {
+    "rlnVoltage": "ctfVoltage",
+    "rlnSphericalAberration": "ctfSphericalAberration",
+    "rlnAmplitudeContrast": "ctfQ0",
+}
+"""The microscope's constants: RELION's column of an optics group → Xmipp's label."""
 _NUMBERED = re.compile(r"^[^@/]*@")
 """What stands before the file in ``N@file``; a file may have an @ in its name further on."""
 _RENAMED = {"cost": FIGURE_OF_MERIT}
@@ -111,6 +125,9 @@ def _particle_rows(loop: Loop) -> Iterable[Entry]:
         elsewhere |= {"xcoor", "ycoor"}
     if ctfs is not None:
         elsewhere |= {*_CTF_COLUMNS, *_CTF_FURTHER}
+    own = [] if ctfs is not None else [name for name, label in _CONSTANTS.items() if label in loop]
+    elsewhere |= {_CONSTANTS[name] for name in own}
+    said = with_constants([], {name: loop.columns[_CONSTANTS[name]] for name in own})
     columns: dict[str, npt.NDArray[Any]] = {
         _RENAMED_ROWS.get(name, name): np.array(values, dtype=object)
         for name, values in loop.columns.items()
@@ -125,6 +142,7 @@ def _particle_rows(loop: Loop) -> Iterable[Entry]:
                 None if xy is None else Coordinates(xy[rows]),
                 None if ctfs is None else tuple(ctfs[row] for row in rows.tolist()),
                 columns={name: values[rows] for name, values in columns.items()},
+                optics_columns=tuple(said[row] for row in rows.tolist()) if said else (),
             ),
         )
 

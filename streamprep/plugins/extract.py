@@ -17,6 +17,8 @@ from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray
 
 _FAR_PX = float(1 << 31)
+_OF_MICROGRAPHS = "rlnMicrographPixelSize"
+"""The column of an optics group that is true of whole micrographs alone."""
 
 
 class Extract(Params):
@@ -138,10 +140,12 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
         boxes = fourier_crop(boxes, params.output_size_px)
         coarser = params.box_size_px / params.output_size_px
         optics = replace(optics, pixel_size_angstrom=optics.pixel_size_angstrom * coarser)
+    shared = {name: value for name, value in micrograph.optics_columns.items() if name != _OF_MICROGRAPHS}
     return Particles(
         pixels=boxes,
         optics=optics,
         coordinates=kept,
         ctf=None if micrograph.ctf is None else (micrograph.ctf,) * len(kept),
         label=coordinates.label,
+        optics_columns=(shared,) * len(kept) if shared else (),
     )

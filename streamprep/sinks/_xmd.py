@@ -2,8 +2,8 @@
 
 Columns without an Xmipp label keep their RELION name, so nothing is lost: the exact centres beside the whole pixels of
 ``_xcoor`` and ``_ycoor``, pixel sizes and what else was known. ``_samplingRate`` is no column of particles: Xmipp's
-programs take it as an option. Rows have no ``_itemId``: a number that stays a row's own while others are replaced
-does not exist.
+programs take it as an option. Rows have no ``_itemId``, and lose one that they came with: a number that stays a row's
+own while others are replaced, and that no row of another table has, does not exist.
 
 Orientations. Xmipp's shifts are in pixels. With tilted views (``rlnAngleRot``, ``rlnAngleTilt``) shifts and angles are
 RELION's own. Without them both programs turn the image in its plane, by angles of opposite sign, and RELION shifts
@@ -46,7 +46,7 @@ _PLACES = {"xcoor": "rlnCoordinateX", "ycoor": "rlnCoordinateY"}
 _SHIFTS = ("rlnOriginXAngst", "rlnOriginYAngst")
 _NAMES = ("image", "micrograph")
 _LEADING = ("enabled", *_NAMES, *_PLACES, *(label for label in LABELS.values() if label not in _NAMES))
-_NOT_OF_ROWS = ("rlnOpticsGroup", "rlnImageSize", "rlnImageDimensionality")
+_NOT_OF_ROWS = ("rlnOpticsGroup", "rlnImageSize", "rlnImageDimensionality", "itemId")
 
 
 class XmdTable(TextTable):

@@ -17,6 +17,8 @@ from streamprep.sinks._tables import StarTable, coordinate_columns
 from streamprep.sinks._xmd import XmdTable, xmd_rows
 
 FOLDERS: Mapping[Label, str] = {"particle": "particles", "noise": "noise"}
+LABEL = "streamprepLabel"
+"""Column that says of each image whether it is a ``particle`` or ``noise``, wherever its row is taken."""
 
 
 class ParticleSink(Sink):
@@ -72,7 +74,8 @@ class ParticleSink(Sink):
         if particles.coordinates is not None:
             name = None if result.micrograph is None else result.micrograph.name
             columns |= coordinate_columns(particles.coordinates, name)
-        columns |= {name: values.tolist() for name, values in particles.columns.items()}
+        columns[LABEL] = [particles.label] * count
+        columns |= {name: values.tolist() for name, values in particles.columns.items()}  # a stack's table knows better
         columns["rlnImageName"] = [f"{index:06d}@{self._prefix}{final}" for index in range(1, count + 1)]
         if particles.ctf is not None:
             columns["rlnDefocusU"] = [ctf.defocus_u_angstrom for ctf in particles.ctf]
@@ -104,13 +107,16 @@ def _taken(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
 def _optics_groups(particles: Particles, original: float | None) -> list[tuple[list[int], dict[str, Any]]]:
     """The optics groups of a stack's images, each with its rows: what their table said, then what is known here."""
     of_all = particles.optics
-    constants: Sequence[tuple[float, float, float]] = [
-        (ctf.voltage_kv, ctf.spherical_aberration_mm, ctf.amplitude_contrast) for ctf in particles.ctf or ()
-    ] or [(of_all.voltage_kv, of_all.spherical_aberration_mm, of_all.amplitude_contrast)] * len(particles)
     said = particles.optics_columns or ({},) * len(particles)
+    # rows of one group share what the table says of it
+    told = {one: of_all.told(columns) for one, columns in {id(columns): columns for columns in said}.items()}
+    constants: Sequence[tuple[float, float, float]] = [
+        (known.voltage_kv, known.spherical_aberration_mm, known.amplitude_contrast)
+        for known in particles.ctf or (told[id(columns)] for columns in said)
+    ]
     groups: dict[tuple[tuple[float, float, float], int], list[int]] = {}
     for row, (values, columns) in enumerate(zip(constants, said, strict=True)):
-        groups.setdefault((values, id(columns)), []).append(row)  # rows of one group share what the table says of it
+        groups.setdefault((values, id(columns)), []).append(row)
     made = []
     for ((voltage, aberration, contrast), _), rows in groups.items():
         optics: dict[str, Any] = {

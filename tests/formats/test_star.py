@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamprep.formats import _values, star
-from streamprep.model import Coordinates, Ctf, Entry, InputError
+from streamprep.model import Coordinates, Ctf, Entry, InputError, ParticleRows
 
 RELION_30 = """
 data_
@@ -322,6 +322,41 @@ def test_the_digest_of_a_ctf_changes_with_its_optics_group(write: Any) -> None:
 
 
 # --- CTF -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_of_a_ctf_changes_with_all_that_is_said_of_its_optics_group(write: Any) -> None:
+    one = digests(write(OPTICS + MICROGRAPHS, "a.star"))
+    two = digests(write(OPTICS.replace("opticsGroup1 ", "afis_7 ") + MICROGRAPHS, "b.star"))
+    assert one["MotionCorr/a.mrc"] == two["MotionCorr/a.mrc"]
+    assert one["MotionCorr/b.mrc"] != two["MotionCorr/b.mrc"]
+
+
+@pytest.mark.parametrize("text", [OPTICS + MICROGRAPHS, MICROGRAPHS + OPTICS], ids=["optics first", "optics last"])
+def test_ctf_comes_with_what_is_said_of_its_optics_group(write: Any, text: str) -> None:
+    constants = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+    assert {entry.micrograph: entry.optics_columns for entry in star.read_entries(write(text))} == {
+        "MotionCorr/a.mrc": dict(zip(constants, ("opticsGroup2", "300.0", "2.7", "0.1"), strict=True)),
+        "MotionCorr/b.mrc": dict(zip(constants, ("opticsGroup1", "200.0", "1.4", "0.07"), strict=True)),
+    }
+
+
+@pytest.mark.parametrize("columns", ["", "_rlnOpticsGroup\n"])
+def test_nothing_is_said_of_groups_where_there_are_none(write: Any, columns: str) -> None:
+    text = f"data_\nloop_\n_rlnMicrographName\n_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n{columns}a.mrc 3 2 1"
+    (entry,) = star.read_entries(write(text + (" 1\n" if columns else "\n")))
+    assert entry.optics_columns == {}
+
+
+def test_constants_in_the_rows_of_images_without_a_ctf_are_those_of_their_optics_groups(write: Any) -> None:
+    columns = ["rlnImageName", "rlnVoltage", "rlnAmplitudeContrast", "other"]
+    rows = ["1@a.mrcs 200 0.07 x", "2@a.mrcs 120 0.07 y", "3@a.mrcs 200 0.07 z"]
+    (entry,) = star.read_entries(write(table(rows, columns)))
+    assert isinstance(entry.data, ParticleRows)
+    first, second, third = entry.data.optics_columns
+    assert first == {"rlnVoltage": "200", "rlnAmplitudeContrast": "0.07"}
+    assert second == {"rlnVoltage": "120", "rlnAmplitudeContrast": "0.07"}
+    assert first is third
+    assert set(entry.data.columns) == {"other"}
 
 
 @pytest.mark.parametrize("text", [OPTICS + MICROGRAPHS, MICROGRAPHS + OPTICS], ids=["optics first", "optics last"])

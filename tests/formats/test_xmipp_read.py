@@ -159,6 +159,19 @@ def test_ctfs_of_many_micrographs(tmp_path: Path) -> None:
     ]
 
 
+def test_the_microscope_of_images_without_a_defocus_is_kept_as_that_of_their_optics_groups(tmp_path: Path) -> None:
+    rows = ["1 1@a.stk 200 1.4 0.07 x", "1 2@a.stk 300 2.7 0.10 y", "-1 3@a.stk ? ? ? z", "1 4@a.stk 200 1.4 0.07 v"]
+    columns = " _enabled\n _image\n _ctfVoltage\n _ctfSphericalAberration\n _ctfQ0\n _note\n"
+    (entry,) = xmipp.read_entries(written(tmp_path, f"{FIRST}data_\nloop_\n{columns}" + "\n".join(rows), "a.xmd"))
+    assert isinstance(entry.data, ParticleRows)
+    first, second, third = entry.data.optics_columns
+    assert first == {"rlnVoltage": "200", "rlnSphericalAberration": "1.4", "rlnAmplitudeContrast": "0.07"}
+    assert second == {"rlnVoltage": "300", "rlnSphericalAberration": "2.7", "rlnAmplitudeContrast": "0.10"}
+    assert first is third
+    assert set(entry.data.columns) == {"note"}
+    assert entry.data.columns["note"].tolist() == ["x", "y", "v"]
+
+
 def test_the_digest_changes_with_the_rows_in_use_alone(tmp_path: Path) -> None:
     def digest(text: str) -> str:
         return xmipp.read_entries(written(tmp_path, text))[0].digest

@@ -181,6 +181,20 @@ def test_each_box_keeps_what_is_known_about_it() -> None:
     assert done.pixels[0, 4, 4] == 22020
 
 
+def test_each_box_is_of_the_optics_group_of_its_micrograph() -> None:
+    said = {"rlnOpticsGroupName": "afis_7", "rlnMtfFileName": "k3.star", "rlnMicrographPixelSize": "0.83"}
+    micrograph = Micrograph("m.mrc", counting(), Optics(1.5), Ctf(12000, 11000, 40), said)
+    done, _ = run_operation(extract_boxes, (micrograph, coordinates((20, 21), (15, 18))), box_size_px=8)
+    first, second = done.optics_columns
+    assert first is second
+    assert first == {
+        "rlnOpticsGroupName": "afis_7",
+        "rlnMtfFileName": "k3.star",
+    }  # boxes have a pixel size of their own
+    without, _ = run_operation(extract_boxes, (tiny_micrograph(SHAPE), coordinates((20, 21))), box_size_px=8)
+    assert without.optics_columns == ()
+
+
 def test_noise_boxes_are_cut_by_the_same_code_and_stay_noise() -> None:
     found = Coordinates(np.array([[20.0, 20.0]]), label="noise", box_size_px=8)
     done, _ = run_operation(extract_boxes, (tiny_micrograph(SHAPE), found), box_size_px=8)

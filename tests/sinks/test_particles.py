@@ -94,6 +94,7 @@ def test_the_rows_point_to_the_images_of_the_stack(tmp_path: Path) -> None:
         "rlnCoordinateX": [0.25, 2.25, 4.25],
         "rlnCoordinateY": [1.25, 3.25, 5.25],
         "rlnOpticsGroup": [1, 1, 1],
+        "streamprepLabel": ["particle"] * 3,
     }
     assert found["optics"] == {
         "rlnOpticsGroupName": ["opticsGroup1"],

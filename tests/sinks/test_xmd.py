@@ -102,6 +102,10 @@ def test_columns_have_xmipps_labels() -> None:
     assert list(found)[:5] == ["enabled", "image", "micrograph", "xcoor", "ycoor"]
 
 
+def test_ids_of_the_input_are_left_out() -> None:
+    assert "itemId" not in read(published(relion(itemId=["7", "7"]), relion(itemId=["7", "8"])))
+
+
 def test_shifts_are_pixels_of_the_image() -> None:
     content = published(relion(rlnOriginXAngst=[3.0, -1.0], rlnOriginYAngst=["0.5", "2"]))
     assert numbers(content, "shiftX") == [1.5, -0.5]
