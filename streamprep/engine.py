@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any, Literal
 
@@ -173,6 +173,8 @@ class Engine:
         self._seen_changes = -1
         self._next_views = 0.0
         self._views: dict[str, Any] = {}
+        self._next_unmatched = 0.0
+        self._unmatched: tuple[tuple[str, str], ...] = ()
 
     # --- running ---
 
@@ -306,6 +308,12 @@ class Engine:
                 problem = f"a plugin failed in classify_path: {type(error).__name__}: {error}"
         if problem is None and kind in (None, "other"):
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
+            if formats.is_part_of_tables(arrival.path):
+                folder = PurePosixPath(arrival.relative).parent.as_posix()
+                self.ledger.read_again(arrival.source.label, folder, arrival.path.suffix.lower())
+                for number in self._waiting:
+                    self._not_before.pop(("table", number), None)
+                self._waiting.clear()
             return
         if kind is None:
             ending = arrival.path.suffix.lower()
@@ -702,11 +710,13 @@ class Engine:
                 "failed": self.ledger.ended_count("failed"),
                 "rejected": self.ledger.ended_count("rejected"),
                 "unknown": files.get(("other", "rejected"), 0),
-                "unmatched": tuple(self.ledger.unmatched(10)) if mode in ("finished", "stopped") else (),
                 "failures": tuple(self.ledger.failures(KEPT_FAILURES)),
                 "warnings": self.ledger.warning_count(),
                 "oldest": self.ledger.oldest_waiting(),
             }
+        if clock >= self._next_unmatched or mode in ("finished", "stopped"):  # it looks at every entry
+            self._next_unmatched = clock + self.config.session.rescan_seconds
+            self._unmatched = tuple(self.ledger.unmatched(10))
         views = self._views
         per_hour, per_second = self._rates.measure(clock, self._started)
         if mode == "running" and not self._running:
@@ -734,7 +744,7 @@ class Engine:
             rejected=views["rejected"],
             warnings=views["warnings"],
             unknown_files=views["unknown"],
-            unmatched=views["unmatched"],
+            unmatched=self._unmatched,
             degraded=tuple(self.watcher.troubles),
             disk_free_bytes=self._disk_free(),
             items=_ITEMS.get(tuple(self._required), "items"),

@@ -57,6 +57,7 @@ CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, place BLOB, live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX entries_by_key ON entries (key, kind) WHERE live;
+CREATE INDEX entries_unplaced ON entries (id) WHERE live AND kind = 'rows' AND place IS NULL;
 CREATE INDEX entries_by_file ON entries (file, kind, name) WHERE live;
 CREATE TABLE jobs (
   id INTEGER PRIMARY KEY, item TEXT NOT NULL, file INTEGER NOT NULL REFERENCES files, generation INTEGER NOT NULL,

@@ -48,7 +48,7 @@ class Snapshot:
     unknown_files: int
     """Files of no known kind."""
     unmatched: tuple[tuple[str, str], ...]
-    """At the end: what tables say of micrographs and stacks that are not there; kind, name."""
+    """The first that tables speak of and that are not there, as of the last rescan: kind, name."""
     degraded: tuple[str, ...]
     disk_free_bytes: int
     items: str = "micrographs"

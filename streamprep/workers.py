@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
+from streamprep import formats
 from streamprep.arrays import Backend, choose_backend
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
@@ -129,8 +130,8 @@ class _Worker:
     plan: Plan
     sinks: Sequence[Any]
     backend: Backend
-    tables: dict[tuple[Path, Identity], dict[tuple[Kind, str], list[Entry]]]
-    """What tables say, by kind and name."""
+    tables: dict[Path, tuple[tuple[Identity | None, ...], dict[tuple[Kind, str], list[Entry]]]]
+    """What tables say, by kind and name, and of which version of them and of the files that they depend on."""
     wanted: frozenset[Kind]
     """What tables may tell that is of use."""
 
@@ -264,17 +265,28 @@ def _same(now: Identity, then: Identity) -> bool:
 def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[dict[tuple[Kind, str], list[Entry]], Identity]:
     """What a table holds, read once for each version of the file."""
     identity = identity_at(path)
-    if (path, identity) not in worker.tables:
+    version = (identity, *_identities(formats.depends_on(path)))
+    if path not in worker.tables or worker.tables[path][0] != version:
         entries: dict[tuple[Kind, str], list[Entry]] = {}
         for entry in worker.plugins.hook.read_item(item=Item(kind, path.stem, path)):
             if entry.kind in worker.wanted:
                 entries.setdefault((entry.kind, entry.micrograph or path.name), []).append(entry)
-        for older in [known for known in worker.tables if known[0] == path]:
-            del worker.tables[older]
+        worker.tables.pop(path, None)
         while len(worker.tables) >= KEPT_TABLES:
             del worker.tables[next(iter(worker.tables))]
-        worker.tables[path, identity] = entries
-    return worker.tables[path, identity], identity
+        worker.tables[path] = (version, entries)
+    return worker.tables[path][1], identity
+
+
+def _identities(paths: Sequence[Path]) -> list[Identity | None]:
+    """Identities of files that may go at any time."""
+    found: list[Identity | None] = []
+    for path in paths:
+        try:
+            found.append(identity_at(path))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _read_table(worker: _Worker, job: TableJob) -> Outcome:

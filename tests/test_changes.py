@@ -485,6 +485,69 @@ def test_a_cryosparc_table_waits_for_its_passthrough_file(session: Session) -> N
     np.testing.assert_allclose(mine[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy(), on_image(xy), atol=2e-6)
 
 
+def cs_files(session: Session) -> Callable[[float], Path]:
+    """Picks of all three micrographs as a cryoSPARC table without places, and a passthrough file with them."""
+    coordinates = session.folder / "Coordinates"
+    for path in coordinates.glob("*.star"):
+        path.unlink()
+    main = np.zeros(3, [("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4")])
+    main["uid"] = [1, 2, 3]
+    with (coordinates / "picked.cs").open("wb") as file:
+        np.save(file, main)
+
+    def pass_through(x: float) -> Path:
+        rows = np.zeros(
+            3,
+            [
+                ("uid", "<u8"),
+                ("location/micrograph_path", "S40"),
+                ("location/micrograph_shape", "<u4", (2,)),
+                ("location/center_x_frac", "<f4"),
+                ("location/center_y_frac", "<f4"),
+            ],
+        )
+        rows["uid"] = [3, 1, 2]
+        rows["location/micrograph_path"] = [f"mic_000{number}.mrc" for number in (3, 1, 2)]
+        rows["location/micrograph_shape"] = (320, 320)
+        rows["location/center_x_frac"], rows["location/center_y_frac"] = x, 0.5
+        path = coordinates / "picked_passthrough.cs"
+        with path.open("wb") as file:
+            np.save(file, rows)
+        return path
+
+    return pass_through
+
+
+def places_of(session: Session) -> set[float]:
+    return set(read_table(session.output / "coordinates" / "particles.star")[1]["rlnCoordinateX"])
+
+
+def test_a_passthrough_file_that_is_rewritten_is_read_again(session: Session) -> None:
+    pass_through = cs_files(session)
+    pass_through(0.25)
+    done_without_fault(session)
+    assert places_of(session) == {80.0}
+    pass_through(0.5)
+    done_without_fault(session)
+    assert places_of(session) == {160.0}
+
+
+def test_a_passthrough_file_that_goes_makes_new_micrographs_wait_until_it_is_back(session: Session) -> None:
+    late = session.folder / "Micrographs" / "mic_0003.mrc"
+    data = late.read_bytes()
+    late.unlink()
+    path = cs_files(session)(0.25)
+    assert "2 micrographs done" in once(session).stdout
+    kept = path.read_bytes()
+    path.unlink()
+    late.write_bytes(data)
+    told = once(session)
+    assert "2 micrographs done, 1 waiting, 0 failed" in told.stdout, told.stdout
+    path.write_bytes(kept)
+    done_without_fault(session)
+    assert places_of(session) == {80.0}
+
+
 class Mine:
     """Coordinates in a format of somebody's own, whole when its last line says so."""
 
