@@ -59,6 +59,8 @@ _CONSTANTS = {
 """The microscope's constants: RELION's column of an optics group → Xmipp's label."""
 _NUMBERED = re.compile(r"^[^@/]*@")
 """What stands before the file in ``N@file``; a file may have an @ in its name further on."""
+_STATE = "pickingMicrographState"
+"""A picker's file begins with it; nothing else is in that of a micrograph in which nothing was picked yet."""
 _RENAMED = {"cost": FIGURE_OF_MERIT}
 _RENAMED_ROWS = {**_RENAMED, "micrograph": "rlnMicrographName"}
 _READ_ELSEWHERE = ("xcoor", "ycoor", "enabled", "micrograph")
@@ -109,7 +111,7 @@ def _said(loops: list[Loop]) -> list[Entry] | None:
     stacked = [loop for loop in loops if any("@" in name for name in loop.columns.get("image", ()))]
     fitted = [loop for loop in loops if "ctfDefocusU" in loop and loop not in picked and loop not in stacked]
     if not picked and not fitted and not stacked:
-        return None
+        return [] if any(_STATE in loop for loop in loops) else None
     entries = _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
     return entries + [entry for loop in stacked for entry in _particle_rows(loop)]
 

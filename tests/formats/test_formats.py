@@ -186,6 +186,13 @@ def test_an_info_file_in_which_nothing_was_picked_says_nothing(tmp_path: Path) -
     assert formats.read_item(Item("coordinates", path.stem, path)) == []
 
 
+def test_a_pos_file_in_which_nothing_was_picked_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.pos"
+    path.write_text("# XMIPP_STAR_1 *\n#\ndata_header\nloop_\n _pickingMicrographState\n Available\n")
+    assert formats.classify_path(path, path.read_bytes()) == "coordinates"
+    assert formats.read_item(Item("coordinates", path.stem, path)) == []
+
+
 def test_a_table_is_told_by_its_ending_whatever_is_in_it() -> None:
     assert formats.classify_path(Path("a.STAR"), b"") == "coordinates"
     assert formats.missing_part(Path("a.star"), 0, b"") is None
