@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gemmi
@@ -336,6 +336,7 @@ def image_names(
         A name is of another form, or its number is 0.
     """
     stacks: list[str] = []
+    plain: dict[str, str] = {}
     index = np.empty(len(names), np.int64)
     for row, name in enumerate(names):
         found = _IMAGE_NAME.fullmatch(name)
@@ -343,7 +344,7 @@ def image_names(
             said = f"row {row + 1}: {column} is {shown(name)}"
             raise InputError(path, f"{said}; it must be NUMBER@FILE, with numbers from 1")
         index[row] = int(found[1]) - 1
-        stacks.append(found[2])
+        stacks.append(plain.setdefault(found[2], str(PurePosixPath(found[2]))))  # ./a.mrcs is a.mrcs
     return groups(stacks), index
 
 
