@@ -180,7 +180,8 @@ def extract_particles(micrograph: Micrograph, coordinates: Coordinates, params: 
 def process_particles(particles: Particles, params: Params, ctx: Context) -> Particles | None:
     """Change particle images, shape (n, ny, nx), on the array backend that they come on.
 
-    When: after extraction, once per set. Returns: new particles, or None for "unchanged". Raises: Reject.
+    When: after extraction, once per set; or on an existing stack. Returns: new particles, or None for "unchanged"; of
+    fewer images with as many coordinates, CTFs, optics columns and further columns. Raises: Reject.
 
     Example: ``return particles.with_pixels(-particles.pixels)``
     """

@@ -353,7 +353,8 @@ def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: 
         made: Particles | None = _run(step, context, Particles, timer, particles=particles)
         if made is None:
             continue
-        rows = len(made.coordinates) if made.coordinates is not None else len(made)
+        said = (made.coordinates, made.ctf, made.optics_columns or None, *made.columns.values())
+        rows = next((len(values) for values in said if values is not None and len(values) != len(made)), len(made))
         if len(made.pixels.shape) != 3 or len(made) != rows:
             raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
         if particles.pixels.shape[1] == particles.pixels.shape[2]:  # `apply` takes micrographs, too, as they are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def test_coordinates_with_the_particle_label_replace_the_particles(plugins: Plug
         ("process_particles", lambda particles: 3, "returned int, not Particles or None"),
         ("process_particles", lambda particles: particles.with_pixels(particles.pixels[0]), "shape (16, 16)"),
         ("process_particles", lambda particles: particles.with_pixels(particles.pixels[:1]), "for 2 particles"),
+        ("process_particles", lambda particles: replace(particles, columns={"a": np.arange(3)}), "for 3 particles"),
         (
             "process_particles",
             lambda particles: particles.with_pixels(particles.pixels[:, :10]),

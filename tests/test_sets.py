@@ -184,6 +184,8 @@ def beam_shift_groups(session: Session, *, optics_last: bool = False) -> dict[st
         {"rlnOpticsGroupName": "afis_2", "rlnMtfFileName": "mtf k3.star", "rlnBeamTiltX": -0.5},
         {"rlnOpticsGroupName": "afis_3", "rlnMtfFileName": "mtf_f4.star", "rlnBeamTiltX": -0.5},
     ]
+    for one in said:  # binned by two in motion correction: the MTF belongs to the detector's pixels
+        one["rlnMicrographOriginalPixelSize"] = 0.75
     optics = pd.DataFrame([first | {"rlnOpticsGroup": number} | one for number, one in enumerate(said, start=1)])
     tables["micrographs"]["rlnOpticsGroup"] = [3, 1, 2]
     names = ["micrographs", "optics"] if optics_last else ["optics", "micrographs"]
@@ -202,7 +204,7 @@ def test_optics_groups_of_equal_constants_stay_apart_with_all_that_is_said_of_th
         assert optics is not None
         assert sorted(optics["rlnOpticsGroupName"]) == ["afis_1", "afis_2", "afis_3"]
         assert "rlnMicrographPixelSize" not in optics
-        for ours, value in (("rlnImagePixelSize", 1.5), ("rlnMicrographOriginalPixelSize", 1.5), ("rlnImageSize", 48)):
+        for ours, value in (("rlnImagePixelSize", 1.5), ("rlnMicrographOriginalPixelSize", 0.75), ("rlnImageSize", 48)):
             assert (optics[ours] == value).all()
         joined = rows.merge(optics, on="rlnOpticsGroup", validate="many_to_one")
         assert len(joined) == len(rows)

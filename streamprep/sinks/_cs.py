@@ -115,7 +115,12 @@ def _record(columns: Sequence[str]) -> np.dtype[np.void]:
 
 
 def cs_rows(
-    rows: StagedRows, table: str, *, micrograph_shape_px: tuple[int, int] | None, bright_particles: bool
+    rows: StagedRows,
+    table: str,
+    *,
+    micrograph_shape_px: tuple[int, int] | None,
+    micrograph_pixel_size_angstrom: float = 0.0,
+    bright_particles: bool,
 ) -> StagedRows:
     """Rows of a RELION table as rows of a cryoSPARC table.
 
@@ -127,6 +132,8 @@ def cs_rows(
         The table they are for.
     micrograph_shape_px
         (ny, nx); None leaves the places out, as fractions of it cannot be made.
+    micrograph_pixel_size_angstrom
+        Its own, not that of the movie; 0 where it is not known.
     bright_particles
         Whether the particles' density is positive.
     """
@@ -142,7 +149,7 @@ def cs_rows(
         "blob/sign <f4": [-1.0 if bright_particles else 1.0] * count,
         "blob/import_sig <u8": [_import_signature(path) for path in paths],
     }
-    made |= _location(given, optics, micrograph_shape_px, count)
+    made |= _location(given, micrograph_pixel_size_angstrom, micrograph_shape_px, count)
     made |= _ctf(given, optics, count)
     score = numbers(given.get(FIGURE_OF_MERIT, ["none"]))
     if score is not None:
@@ -157,7 +164,7 @@ def cs_rows(
 
 
 def _location(
-    given: dict[str, Sequence[Any]], optics: Mapping[str, Any], shape_px: tuple[int, int] | None, count: int
+    given: dict[str, Sequence[Any]], pixel_angstrom: float, shape_px: tuple[int, int] | None, count: int
 ) -> dict[str, Sequence[Any]]:
     """The places, where all that they need is known."""
     x, y = (numbers(given.get(f"rlnCoordinate{axis}", ["none"])) for axis in "XY")
@@ -166,13 +173,12 @@ def _location(
     ny, nx = shape_px
     micrographs = given.pop("rlnMicrographName")
     del given["rlnCoordinateX"], given["rlnCoordinateY"]
-    pixel = optics.get("rlnMicrographOriginalPixelSize", 0.0)
     return {
         "location/micrograph_uid <u8": [_hash(name) for name in micrographs],
         "location/exp_group_id <u4": [0] * count,
         **_text("location/micrograph_path", micrographs),
         "location/micrograph_shape <u4 2": [(ny, nx)] * count,
-        "location/micrograph_psize_A <f4": [pixel] * count,
+        "location/micrograph_psize_A <f4": [pixel_angstrom] * count,
         "location/center_x_frac <f4": [value / nx for value in x],
         "location/center_y_frac <f4": [1.0 - value / ny for value in y],
     }

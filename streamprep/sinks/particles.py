@@ -96,8 +96,14 @@ class ParticleSink(Sink):
         if "cs" in self._further:
             # particles are dark in a micrograph, bright in the stacks that programs keep
             bright = self._inverted == (result.micrograph is not None)
-            shape = None if result.micrograph is None else result.micrograph.shape_px
-            yield cs_rows(rows, f"{FOLDERS[label]}.cs", micrograph_shape_px=shape, bright_particles=bright)
+            micrograph = result.micrograph
+            yield cs_rows(
+                rows,
+                f"{FOLDERS[label]}.cs",
+                micrograph_shape_px=None if micrograph is None else micrograph.shape_px,
+                micrograph_pixel_size_angstrom=0.0 if micrograph is None else micrograph.optics.pixel_size_angstrom,
+                bright_particles=bright,
+            )
 
 
 def _taken(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
@@ -130,7 +136,7 @@ def _optics_groups(particles: Particles, original: float | None) -> list[tuple[l
             "rlnCtfDataArePhaseFlipped": int(particles.phase_flipped),
         }
         if original is not None:
-            optics["rlnMicrographOriginalPixelSize"] = original
+            optics.setdefault("rlnMicrographOriginalPixelSize", original)  # a table may know it from before binning
         made.append((rows, optics))
     return made
 

@@ -51,7 +51,9 @@ def placed(points: Sequence[tuple[float, float]], micrograph: str = "m/a.mrc", *
 
 
 def convert(rows: StagedRows, shape: tuple[int, int] | None = SHAPE) -> StagedRows:
-    return cs_rows(rows, TABLE.path, micrograph_shape_px=shape, bright_particles=True)
+    return cs_rows(
+        rows, TABLE.path, micrograph_shape_px=shape, micrograph_pixel_size_angstrom=1.0, bright_particles=True
+    )
 
 
 def published(*blocks: StagedRows, group: int = 1) -> bytes:
