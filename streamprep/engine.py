@@ -148,6 +148,9 @@ class Engine:
         real = [Path(os.path.realpath(source.root)) for source in self.sources]
         self._stacks = NamedStacks([config.folder, *real, *(parent for root in real for parent in root.parents)])
         self._look_for_stacks = False
+        self._moved = False
+        self._found: list[tuple[int, str]] = []
+        self._homes: dict[Path, set[str]] = {}
         self._executor: Executor | None = None
         self._running: list[_Running] = []
         self._uncommitted: list[tuple[_Running, Outcome]] = []
@@ -248,7 +251,10 @@ class Engine:
                 if self._mode != "draining":
                     self._take_in(self.watcher.poll())
                     self._look_for_removed()
-                    if self._look_for_stacks:
+                    if self._moved:
+                        self._find_stacks_again()
+                        self._moved = False
+                    elif self._look_for_stacks:
                         self._find_stacks()
                     self._control()
                     self._submit()
@@ -318,6 +324,8 @@ class Engine:
         if kind is None:
             ending = arrival.path.suffix.lower()
             kind = "coordinates" if ending in formats.TABLE_ENDINGS else "micrograph"
+        if problem is None and kind in ("micrograph", "map") and self._is_named_stack(arrival, kind):
+            kind = "particles"  # whatever its header says
         if problem is None and self._is_moved(arrival, kind):
             return
         file = self.ledger.notice(arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem)
@@ -332,6 +340,10 @@ class Engine:
             self.ledger.mask_found(file)
         elif kind in ("micrograph", "particles", "map"):
             self.ledger.file_failed(file.id, why_not(kind, self.plan), final=True, state="rejected")
+
+    def _is_named_stack(self, arrival: Arrival, kind: Kind) -> bool:
+        wanted = "particles" in self._required and kind not in self._required
+        return wanted and self.ledger.is_named(os.path.realpath(arrival.path))
 
     def _missing(self, path: Path, size_bytes: int, head: bytes) -> str | None:
         """What a file still lacks, by the plugins that know its format."""
@@ -353,29 +365,29 @@ class Engine:
         self._look_for_stacks = True
 
     def _find_stacks_again(self) -> None:
-        """At the start: watch where named stacks lie; look for those that are not where they were."""
-        if "particles" not in self._required:
-            return
-        folders: dict[Path, set[str]] = {}
-        for entry, table, name, place in self.ledger.named_stacks():
+        """At the start, and after moves: watch where named stacks lie, look anew for those that are elsewhere now."""
+        self._stacks.clear()
+        self._found = []
+        self._homes = {}
+        for entry, table, name, place in self.ledger.named_stacks() if "particles" in self._required else ():
             if place is not None and Path(place).is_file():
-                folders.setdefault(Path(place).parent, set()).add(Path(place).name)
+                self._homes.setdefault(Path(place).parent, set()).add(Path(place).name)
             else:
                 self._stacks.add(entry, self._path_of(table), name)
-        self._watch_stacks(folders)
         self._find_stacks()
 
     def _find_stacks(self) -> None:
         """Look for the stacks that tables name and that were not found so far; some may not be there yet."""
-        self._look_for_stacks = False
-        if "particles" not in self._required:
-            return
         found, folders = self._stacks.look()
-        self._watch_stacks(folders)
-        if found:
-            self.ledger.place_stacks(found)
-            for _, place in found:
+        self._found += found  # kept until they are recorded: the disk may be full
+        for folder, names in folders.items():
+            self._homes.setdefault(folder, set()).update(names)
+        self._watch_stacks(self._homes)
+        if self._found:
+            self.ledger.place_stacks(self._found)
+            for _, place in self._found:
                 self._adopt(Path(place))
+        self._found, self._homes, self._look_for_stacks = [], {}, False
 
     def _watch_stacks(self, folders: Mapping[Path, set[str]]) -> None:
         further = {folder: names for folder, names in folders.items() if not self.watcher.covers(folder)}
@@ -399,6 +411,7 @@ class Engine:
         for twin in self.ledger.twins(label, path, arrival.identity, kind):
             if is_gone(self._path_of(twin)) and self.ledger.moved(twin, label, path):
                 log.info("%s was moved to %s", self._path_of(twin), arrival.path)
+                self._moved = True
                 return True
         # the same path may be watched in another way than before: by a folder's name, or because a table names it
         for twin in self.ledger.namesakes(label, path, kind):

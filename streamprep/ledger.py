@@ -57,6 +57,7 @@ CREATE TABLE entries (
   id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES files, kind TEXT NOT NULL, name BLOB NOT NULL,
   key TEXT NOT NULL, digest TEXT NOT NULL, count INTEGER NOT NULL, place BLOB, live INTEGER NOT NULL DEFAULT 1) STRICT;
 CREATE INDEX entries_by_key ON entries (key, kind) WHERE live;
+CREATE INDEX entries_by_place ON entries (place) WHERE live AND place IS NOT NULL;
 CREATE INDEX entries_unplaced ON entries (id) WHERE live AND kind = 'rows' AND place IS NULL;
 CREATE INDEX entries_by_file ON entries (file, kind, name) WHERE live;
 CREATE TABLE jobs (
@@ -567,6 +568,13 @@ class Ledger:
                     touched.add(row[0])
             for key in sorted(touched):
                 self._join(key)
+
+    def is_named(self, place: str) -> bool:
+        """Whether a table names the file at a place, links resolved, as a stack."""
+        found = self._db.execute(
+            "SELECT 1 FROM entries WHERE live AND place IS NOT NULL AND place = ? LIMIT 1", (os.fsencode(place),)
+        )
+        return found.fetchone() is not None
 
     def adopt_stack(self, source: str, path: str) -> None:
         """Take a file for a stack because a table names it as one, whatever its header says."""

@@ -123,6 +123,11 @@ class NamedStacks:
     _given: dict[Path, set[str]] = field(default_factory=dict)
     """Folders and names that were given back before."""
 
+    def clear(self) -> None:
+        """Forget all names."""
+        self._open.clear()
+        self._given.clear()
+
     def add(self, entry: int, table: Path, name: str) -> None:
         """Note the name that an entry of a table gives."""
         named = PurePosixPath(name.replace("\\", "/"))

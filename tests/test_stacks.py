@@ -595,6 +595,36 @@ def test_what_a_table_names_is_a_stack_whatever_its_header_says(project: Session
     expect(project, {"one.mrc": pixels_of(1, 1), "vol.mrc": pixels_of(2, 3)})
 
 
+def test_what_a_table_names_stays_a_stack_when_it_comes_late_or_changes(project: Session) -> None:
+    single = project.folder / "Extract/one.mrc"
+    write_table(project.folder / "Extract/p.star", rows_for("Extract/one.mrc", [1]))
+
+    def write(seed: int) -> None:
+        with mrcfile.new(single, overwrite=True) as file:
+            file.set_data(pixels_of(seed, 1)[0])
+            file.voxel_size = 1.7
+
+    assert once(project).returncode == 0
+    for seed in (1, 2):
+        write(seed)
+        for _ in range(2):  # it is known for a stack once its name was found
+            assert once(project).returncode == 0
+        expect(project, {"one.mrc": pixels_of(seed, 1)})
+
+
+def test_a_job_that_is_moved_with_its_table_goes_on(project: Session) -> None:
+    job = project.folder / "Extract/job1"
+    write_stack(job / "m/a.mrcs", pixels_of(1, 2))
+    write_table(job / "p.star", rows_for("m/a.mrcs", (1, 2)))
+    assert once(project).returncode == 0
+    job.rename(project.folder / "Extract/job2")
+    assert once(project).returncode == 0
+    write_stack(project.folder / "Extract/job2/m/a.mrcs", pixels_of(2, 2))
+    told = once(project)
+    assert "1 stacks done, 0 waiting, 0 failed" in told.stdout, told.stdout
+    expect(project, {"a.mrcs": pixels_of(2, 2)})
+
+
 def test_one_table_that_spells_a_stack_in_two_ways_says_so(project: Session) -> None:
     write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 4))
     rows = rows_for("a.mrcs", (1, 2)) + rows_for("Extract/a.mrcs", (3, 4))
