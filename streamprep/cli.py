@@ -260,8 +260,9 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         stacks = "; stacks of particles that come with a table are processed" if any(plan.lane("particles")) else ""
         _out(f"note           no [extract] table: no boxes will be cut{stacks}")
     if loaded.optics.pixel_size_angstrom is None:
-        _out("note           no [optics] pixel_size_angstrom: it is taken from each micrograph's header")
-    _check_orientation(loaded, plugins, plan, output)
+        _out("note           no [optics] pixel_size_angstrom: it is that of each file's table or header")
+    if "micrograph" in required_kinds(loaded, plan):
+        _check_orientation(loaded, plugins, plan, output)
     if short:
         raise typer.Exit(1)
 
