@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -24,14 +24,14 @@ from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer
 from streamprep.config import Config
 from streamprep.ledger import FileRow, JobRow, LedgerError
-from streamprep.model import InputError, Item, Kind, OutputError, StreamprepError
+from streamprep.model import Identity, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
 from streamprep.session import keep_labels, make_sources, open_ledger, open_output, stacks_sources
 from streamprep.snapshot import Mode, Rates, Snapshot
 from streamprep.stacks import NamedStacks
 from streamprep.watcher import Arrival, Watcher
-from streamprep.workers import WORKER, Executor, ItemJob, LocalExecutor, Outcome, TableJob
+from streamprep.workers import WORKER, Executor, ItemJob, LocalExecutor, Outcome, TableJob, identity_or_none
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,8 @@ class Engine:
         self._stacks = NamedStacks([config.folder, *real, *(parent for root in real for parent in root.parents)])
         self._look_for_stacks = False
         self._moved = False
+        self._parts: dict[int, tuple[tuple[Path, Identity | None], ...]] = {}
+        """What belonged to each table when it was last looked at."""
         self._found: list[tuple[int, str]] = []
         self._homes: dict[Path, set[str]] = {}
         self._executor: Executor | None = None
@@ -190,7 +192,7 @@ class Engine:
             run = self.ledger.start_run(self._now(), __version__)
             self.ledger.join_all()
             self._executor = self._make_executor(self.config)
-            self._find_stacks_again()
+            self._moved = True  # where named stacks are is looked at in the loop, as after moves
             self.watcher.start()
             self._call("run_started", plan=self.plan, config=self.config)
             self._mode = "running"
@@ -283,6 +285,7 @@ class Engine:
             or self.ledger.has_ready_jobs()
             or self.watcher.scans_completed > self._checked
             or self._look_for_stacks
+            or self._moved
         ):
             return False
         incomplete = self.watcher.give_up_on_incomplete()
@@ -315,8 +318,7 @@ class Engine:
         if problem is None and kind in (None, "other"):
             self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
             if formats.is_part_of_tables(arrival.path):
-                folder = PurePosixPath(arrival.relative).parent.as_posix()
-                self.ledger.read_again(arrival.source.label, folder, arrival.path.suffix.lower())
+                self.watcher.rescan()  # after it the tables are looked at that it belongs to
                 for number in self._waiting:
                     self._not_before.pop(("table", number), None)
                 self._waiting.clear()
@@ -327,6 +329,9 @@ class Engine:
         if problem is None and kind in ("micrograph", "map") and self._is_named_stack(arrival, kind):
             kind = "particles"  # whatever its header says
         if problem is None and self._is_moved(arrival, kind):
+            return
+        if problem is None and kind == "particles" and self._is_watched_otherwise(arrival):
+            self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now())
             return
         file = self.ledger.notice(arrival.source.label, arrival.relative, arrival.identity, kind, self._now(), problem)
         if file is None:
@@ -340,6 +345,15 @@ class Engine:
             self.ledger.mask_found(file)
         elif kind in ("micrograph", "particles", "map"):
             self.ledger.file_failed(file.id, why_not(kind, self.plan), final=True, state="rejected")
+
+    def _is_watched_otherwise(self, arrival: Arrival) -> bool:
+        """Whether a link leads to the same file, which is known, and looked for there, too."""
+        place = os.path.realpath(arrival.path)
+        known = self.ledger.namesakes(arrival.source.label, arrival.relative, "particles")
+        return any(
+            self.watcher.wants(twin.source, twin.path) and os.path.realpath(self._path_of(twin)) == place
+            for twin in known
+        )
 
     def _is_named_stack(self, arrival: Arrival, kind: Kind) -> bool:
         wanted = "particles" in self._required and kind not in self._required
@@ -363,6 +377,19 @@ class Engine:
             if is_gone(self._path_of(file)):
                 self.ledger.file_gone(file.id)
         self._look_for_stacks = True
+        self._look_for_parts()
+
+    def _look_for_parts(self) -> None:
+        """Have the tables read again of which files came, changed or went that belong to them."""
+        for table, at_rest in self.ledger.tables_ending(formats.WITH_PARTS):
+            if not at_rest:
+                if any(running.table is not None and running.table.id == table.id for running in self._held()):
+                    self.watcher.rescan()  # what it is read with is told when it was read
+                continue
+            parts = tuple((part, identity_or_none(part)) for part in formats.depends_on(self._path_of(table)))
+            if self._parts.get(table.id) != parts:
+                self._parts[table.id] = parts
+                self.ledger.read_again(table.id)
 
     def _find_stacks_again(self) -> None:
         """At the start, and after moves: watch where named stacks lie, look anew for those that are elsewhere now."""
@@ -370,7 +397,7 @@ class Engine:
         self._found = []
         self._homes = {}
         for entry, table, name, place in self.ledger.named_stacks() if "particles" in self._required else ():
-            if place is not None and Path(place).is_file():
+            if place is not None and not is_gone(Path(place)):
                 self._homes.setdefault(Path(place).parent, set()).add(Path(place).name)
             else:
                 self._stacks.add(entry, self._path_of(table), name)
@@ -384,9 +411,10 @@ class Engine:
             self._homes.setdefault(folder, set()).update(names)
         self._watch_stacks(self._homes)
         if self._found:
-            self.ledger.place_stacks(self._found)
-            for _, place in self._found:
-                self._adopt(Path(place))
+            with self.ledger.transaction():
+                self.ledger.place_stacks(self._found)
+                for _, place in self._found:
+                    self._adopt(Path(place))
         self._found, self._homes, self._look_for_stacks = [], {}, False
 
     def _watch_stacks(self, folders: Mapping[Path, set[str]]) -> None:

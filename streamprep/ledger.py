@@ -29,7 +29,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from streamprep.joins import JobInput, Match, join, mask_digest
@@ -397,7 +397,7 @@ class Ledger:
             if last is None and kind in ITEM_KINDS:
                 other = self._namesake(source, name)
                 if other is not None and item_name(source, other) == name and problem is None:
-                    problem = f"has the same name as {other}, apart from the ending; rename one of them"
+                    problem = _same_name(other)
                 elif other is not None:  # one that was moved from here has its name still
                     taken = (f"{name}-{number}" for number in itertools.count(2))
                     name = next(free for free in taken if self._namesake(source, free) is None)
@@ -578,32 +578,37 @@ class Ledger:
 
     def adopt_stack(self, source: str, path: str) -> None:
         """Take a file for a stack because a table names it as one, whatever its header says."""
+        row = self._db.execute(
+            "SELECT id, item FROM files WHERE source = ? AND path = ? AND kind IN ('micrograph', 'map') "
+            "AND state = 'rejected' ORDER BY generation DESC LIMIT 1",
+            (source, os.fsencode(path)),
+        ).fetchone()
+        newest = self.newest(source, path)
+        if row is None or newest is None or newest.id != row[0]:
+            return
+        other = self._namesake(source, row[1])
         with self.transaction():
-            file = self.newest(source, path)
-            taken = (
-                file is not None
-                and self._db.execute(
-                    "UPDATE files SET kind = 'particles', state = 'ready', reason = NULL "
-                    "WHERE id = ? AND kind IN ('micrograph', 'map') AND state = 'rejected'",
-                    (file.id,),
-                ).rowcount
+            self._db.execute(
+                "UPDATE files SET kind = 'particles', state = ?, reason = ? WHERE id = ?",
+                ("ready", None, row[0]) if other is None else ("failed", _text(_same_name(other)), row[0]),
             )
-            if taken:
-                self._join(self._key(path))
+            self._join(self._key(path))
 
-    def read_again(self, source: str, folder: str, ending: str) -> int:
-        """Have the tables of a folder read again, because a file that belongs to them came or changed."""
+    def tables_ending(self, ending: str) -> list[tuple[FileRow, bool]]:
+        """Tables whose names end so, and whether each is read, or has failed, and nothing is under way."""
         rows = self._db.execute(
-            f"SELECT id, path FROM files f WHERE source = ? AND kind IN {_TABLES} AND state IN ('done', 'failed') "
-            "AND NOT gone AND NOT EXISTS (SELECT 1 FROM files n WHERE n.source = f.source AND n.path = f.path "
-            "AND n.generation > f.generation)",
-            (source,),
+            f"SELECT {_FILE}, state FROM files f WHERE kind IN {_TABLES} AND state IN ('ready', 'done', 'failed') "
+            "AND NOT gone AND lower(substr(CAST(path AS TEXT), ?)) = ?",
+            (-len(ending), ending),
         )
-        paths = ((number, PurePosixPath(os.fsdecode(raw))) for number, raw in rows)
-        meant = [(number,) for number, path in paths if str(path.parent) == folder and path.suffix.lower() == ending]
+        return [(_file(row), row[10] != "ready") for row in rows]
+
+    def read_again(self, file: int) -> None:
+        """Have a table read again, because a file that belongs to it came, changed or went."""
         with self.transaction():
-            self._db.executemany("UPDATE files SET state = 'ready', attempts = 0 WHERE id = ?", meant)
-        return len(meant)
+            self._db.execute(
+                "UPDATE files SET state = 'ready', attempts = 0 WHERE id = ? AND state IN ('done', 'failed')", (file,)
+            )
 
     def mask_found(self, file: FileRow) -> None:
         """Record a mask as an entry of its own, and join."""
@@ -1201,6 +1206,10 @@ _NO_JOB = (
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
 )
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"
+
+
+def _same_name(other: str) -> str:
+    return f"has the same name as {other}, apart from the ending; rename one of them"
 
 
 def _called(item: str, source: str, path: str) -> str:

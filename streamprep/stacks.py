@@ -156,7 +156,7 @@ class NamedStacks:
                 if folder not in listings:
                     listings[folder] = _names_in(folder)
                 for name in names.keys() & listings[folder]:
-                    if not (folder / name).is_file():
+                    if not os.path.isfile(folder / name):  # noqa: PTH113 - unlike Path.is_file it never raises
                         continue
                     place = Path(os.path.realpath(folder / name))
                     found += [(entry, str(place)) for entry in names.pop(name)]

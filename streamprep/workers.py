@@ -257,6 +257,14 @@ def identity_at(path: Path) -> Identity:
     return Identity(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
+def identity_or_none(path: Path) -> Identity | None:
+    """Identity of a file that may go at any time."""
+    try:
+        return identity_at(path)
+    except OSError:
+        return None
+
+
 def _same(now: Identity, then: Identity) -> bool:
     """Equal but for the change time, which `chmod` and links alter, too."""
     return (now.size, now.mtime_ns, now.inode) == (then.size, then.mtime_ns, then.inode)
@@ -265,7 +273,7 @@ def _same(now: Identity, then: Identity) -> bool:
 def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[dict[tuple[Kind, str], list[Entry]], Identity]:
     """What a table holds, read once for each version of the file."""
     identity = identity_at(path)
-    version = (identity, *_identities(formats.depends_on(path)))
+    version = (identity, *map(identity_or_none, formats.depends_on(path)))
     if path not in worker.tables or worker.tables[path][0] != version:
         entries: dict[tuple[Kind, str], list[Entry]] = {}
         for entry in worker.plugins.hook.read_item(item=Item(kind, path.stem, path)):
@@ -276,17 +284,6 @@ def _entries(worker: _Worker, path: Path, kind: Kind) -> tuple[dict[tuple[Kind, 
             del worker.tables[next(iter(worker.tables))]
         worker.tables[path] = (version, entries)
     return worker.tables[path][1], identity
-
-
-def _identities(paths: Sequence[Path]) -> list[Identity | None]:
-    """Identities of files that may go at any time."""
-    found: list[Identity | None] = []
-    for path in paths:
-        try:
-            found.append(identity_at(path))
-        except OSError:
-            found.append(None)
-    return found
 
 
 def _read_table(worker: _Worker, job: TableJob) -> Outcome:

@@ -548,6 +548,19 @@ def test_a_passthrough_file_that_goes_makes_new_micrographs_wait_until_it_is_bac
     assert places_of(session) == {80.0}
 
 
+def test_a_passthrough_file_that_was_away_and_is_back_is_read_again(session: Session) -> None:
+    """Its size, times and inode are as they were, so nothing arrives."""
+    path = cs_files(session)(0.25)
+    done_without_fault(session)
+    path.rename(session.folder / "away.cs")
+    table = session.folder / "Coordinates" / "picked.cs"
+    table.write_bytes(table.read_bytes())  # read anew, without it
+    assert "waiting: Coordinates/picked" in once(session).stdout
+    (session.folder / "away.cs").rename(path)
+    done_without_fault(session)
+    assert places_of(session) == {80.0}
+
+
 class Mine:
     """Coordinates in a format of somebody's own, whole when its last line says so."""
 

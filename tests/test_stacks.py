@@ -625,6 +625,38 @@ def test_a_job_that_is_moved_with_its_table_goes_on(project: Session) -> None:
     expect(project, {"a.mrcs": pixels_of(2, 2)})
 
 
+def test_two_named_stacks_that_differ_by_their_ending_alone_are_told(project: Session) -> None:
+    write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 2))
+    with mrcfile.new(project.folder / "Extract/a.mrc") as file:
+        file.set_data(pixels_of(2, 3))
+        file.set_volume()
+        file.voxel_size = 1.7
+    write_table(project.folder / "Extract/p.star", rows_for("Extract/a.mrcs", (1, 2)) + rows_for("Extract/a.mrc", [1]))
+    for _ in range(2):
+        told = once(project)
+        assert "1 stacks done, 0 waiting, 1 failed" in told.stdout, told.stdout
+        assert "has the same name as a.mrcs, apart from the ending; rename one of them" in told.stdout
+        expect(project, {"a.mrcs": pixels_of(1, 2)})
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_stacks_behind_links_in_a_watched_folder_are_processed_once(project: Session, link: str) -> None:
+    """As import protocols leave them: links to data that lie elsewhere."""
+    write_stack(project.folder / "store/a.mrcs", pixels_of(1, 2))
+    if link == "file":
+        (project.folder / "Extract/job010/a.mrcs").symlink_to("../../store/a.mrcs")
+    else:
+        (project.folder / "Extract/job010").rmdir()
+        (project.folder / "Extract/job010").symlink_to("../store")
+    write_table(project.folder / "Extract/p.star", rows_for("Extract/job010/a.mrcs", (1, 2)))
+    for seed in (1, 2):
+        write_stack(project.folder / "store/a.mrcs", pixels_of(seed, 2))
+        for _ in range(2):
+            told = once(project)
+            assert "1 stacks done, 0 waiting, 0 failed, 0 rejected" in told.stdout, told.stdout
+        expect(project, {"a.mrcs": pixels_of(seed, 2)})
+
+
 def test_one_table_that_spells_a_stack_in_two_ways_says_so(project: Session) -> None:
     write_stack(project.folder / "Extract/a.mrcs", pixels_of(1, 4))
     rows = rows_for("a.mrcs", (1, 2)) + rows_for("Extract/a.mrcs", (3, 4))

@@ -129,6 +129,10 @@ def _table_reader(path: Path, head: bytes) -> tuple[TableReader, Kind] | None:
     return None
 
 
+WITH_PARTS = ".cs"
+"""How tables end that other files belong to."""
+
+
 def depends_on(path: Path) -> list[Path]:
     """Files beside a table that reading it may look at, sorted: where one of them changes, it must be read again.
 
