@@ -387,7 +387,7 @@ class Engine:
                     self.watcher.rescan()  # what it is read with is told when it was read
                 continue
             parts = tuple((part, identity_or_none(part)) for part in formats.depends_on(self._path_of(table)))
-            if self._parts.get(table.id) != parts:
+            if self._parts.get(table.id, ()) != parts:
                 self._parts[table.id] = parts
                 self.ledger.read_again(table.id)
 
