@@ -166,6 +166,7 @@ class Micrograph:
     ctf: Ctf | None = None
     optics_columns: Mapping[str, str] = field(default_factory=dict)
     """What the table of its CTF says of its optics group, by column, as it is written; empty where it has no groups."""
+    phase_flipped: bool = False
 
     @property
     def shape_px(self) -> tuple[int, int]:
@@ -188,8 +189,8 @@ class Coordinates:
     def __len__(self) -> int:
         return len(self.xy_px)
 
-    def select(self, keep: npt.NDArray[Any]) -> Self:
-        """The rows that ``keep`` (a boolean mask or an index array) names, every column with them."""
+    def select(self, keep: npt.NDArray[Any] | slice) -> Self:
+        """The rows that ``keep`` (a boolean mask, an index array or a slice) names, every column with them."""
         return replace(
             self,
             xy_px=self.xy_px[keep],
@@ -263,6 +264,18 @@ class Particles:
         """The same particles with other pixel values."""
         return replace(self, pixels=pixels)
 
+    def part(self, start: int, stop: int) -> Self:
+        """Some of the particles, one after the other; their pixels are a view."""
+        rows = slice(start, stop)
+        return replace(
+            self,
+            pixels=self.pixels[rows, ...],
+            coordinates=None if self.coordinates is None else self.coordinates.select(rows),
+            ctf=None if self.ctf is None else self.ctf[rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+            optics_columns=self.optics_columns[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Map:
@@ -285,6 +298,8 @@ class Context:
     operation: str
     seed: int = 0
     label: Label = "particle"
+    first_image: int = 0
+    """Where a stack is handed over in parts: which of the item's images is the first of this part."""
     box_size_px: int | None = None
     """The session's extraction box, where there is one."""
     edge: Literal["skip", "pad"] = "skip"
@@ -299,12 +314,27 @@ class Context:
     """Record a warning beside the item. It is shown in ``streamprep status`` and does not stop anything."""
     note: Callable[[str], None] = lambda _: None
     """Record something that is as it should be but worth reporting, such as boxes skipped at the edge."""
+    remark: Callable[[str], None] = lambda _: None
+    """Say something of all images of a session: each text is told once. It holds no numbers and no names of items."""
+    flag: Callable[[Array, str], None] = lambda _, __: None
+    """Record that some images are odd: a boolean array, one per image, and what is said of them. What is counted over
+    all parts of the item becomes one warning, such as "2 of 50 particle images are constant"."""
 
     def rng(self, *keys: int | str) -> np.random.Generator:
         """A random generator that depends on the seed, the operation, the item and ``keys`` only.
 
         So a result does not depend on the order of arrival, the number of workers or on restarts.
         """
+        return np.random.Generator(np.random.Philox(self._entropy(16, *keys)))
+
+    def random_key(self, *keys: int | str) -> int:
+        """A number of 64 bits that depends on what `rng` depends on, for numbers that are computed where they are used.
+
+        See `streamprep.em.random`: each image's and pixel's numbers follow from the key and their indices alone.
+        """
+        return self._entropy(8, *keys)
+
+    def _entropy(self, size_bytes: int, *keys: int | str) -> int:
         text = "\x1f".join(str(part) for part in (self.seed, self.operation, self.item.name, self.label, *keys))
-        entropy = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest())
-        return np.random.Generator(np.random.Philox(entropy))
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=size_bytes).digest()
+        return int.from_bytes(digest)
