@@ -190,7 +190,7 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
     return out
 
 
-# --- what the array API has no fast way for ----------------------------------------------------------------------------
+# --- what the array API has no fast way for --------------------------------------------------------------------------
 
 
 def replace_where(array: Array, mask: Array, value: Array | float) -> None:

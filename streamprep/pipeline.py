@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from streamprep.arrays import Backend, to_host
 from streamprep.config import Config, explain
 from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
 from streamprep.model import (
+    Array,
     ConfigError,
     Context,
     Coordinates,
@@ -106,6 +109,30 @@ class OperationError(StreamprepError):
     def __init__(self, operation: str, message: str) -> None:
         super().__init__(f"{operation}: {message}")
         self.operation = operation
+
+
+class Flags:
+    """What operations say of single images of a part of a stack."""
+
+    def __init__(self) -> None:
+        self._said: list[tuple[str, Array]] = []
+
+    def __call__(self, images: Array, text: str) -> None:
+        """Note what is said of the images that a boolean array names."""
+        self._said.append((text, images))
+
+    @staticmethod
+    def messages(parts: Sequence[Flags], label: Label) -> Iterator[str]:
+        """One message for each thing said, in the order in which they were said, of all parts of a stack together."""
+        masks: dict[str, list[npt.NDArray[np.bool_]]] = {}
+        for part in parts:
+            for text, images in part._said:
+                masks.setdefault(text, []).append(to_host(images))
+        total = {text: sum(map(len, found)) for text, found in masks.items()}
+        for text, found in masks.items():
+            count = sum(int(mask.sum()) for mask in found)
+            if count:
+                yield f"{count} of {total[text]} {label} images {text}"
 
 
 def resolve(config: Config, plugins: Plugins) -> Plan:

@@ -36,6 +36,7 @@ import numpy.typing as npt
 from streamprep import Context, Coordinates, Ctf, Item, Map, Micrograph, Optics, Particles
 from streamprep.arrays import array_namespace, choose_backend, to_host
 from streamprep.model import Array
+from streamprep.pipeline import Flags
 
 try:
     import pytest
@@ -341,12 +342,18 @@ def run_operation(
         warnings.append(message)
         also(message)
 
-    given |= {"params": params, "ctx": replace(context, operation=info.name, warn=warn)}
+    flags = Flags()
+    told = replace(context, operation=info.name, warn=warn, remark=warn, flag=flags)
+    given |= {"params": params, "ctx": told}
     wanted = list(inspect.signature(function).parameters)
     lacking = [name for name in wanted if name not in given]
     if lacking:
         raise TypeError(f"{info.name} asks for {', '.join(lacking)}; the data given are {', '.join(sorted(given))}")
+    if info.per_image:  # it may overwrite what it gets
+        given |= {name: piece.with_pixels(piece.pixels + 0) for name, piece in given.items() if name == "particles"}
     result = function(**{name: given[name] for name in wanted})
+    for message in Flags.messages([flags], context.label):
+        warn(message)
     expected = RESULT[info.hook]
     if result is not None and not isinstance(result, expected):
         raise TypeError(f"{info.name} returned {type(result).__name__}, not {expected.__name__} or None")
