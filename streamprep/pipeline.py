@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from streamprep.arrays import Backend, to_host
@@ -122,17 +121,15 @@ class Flags:
         self._said.append((text, images))
 
     @staticmethod
-    def messages(parts: Sequence[Flags], label: Label) -> Iterator[str]:
+    def messages(parts: Sequence[Flags], total: int, label: Label) -> Iterator[str]:
         """One message for each thing said, in the order in which they were said, of all parts of a stack together."""
-        masks: dict[str, list[npt.NDArray[np.bool_]]] = {}
+        counts: dict[str, int] = {}
         for part in parts:
             for text, images in part._said:
-                masks.setdefault(text, []).append(to_host(images))
-        total = {text: sum(map(len, found)) for text, found in masks.items()}
-        for text, found in masks.items():
-            count = sum(int(mask.sum()) for mask in found)
+                counts[text] = counts.get(text, 0) + int(np.count_nonzero(to_host(images)))
+        for text, count in counts.items():
             if count:
-                yield f"{count} of {total[text]} {label} images {text}"
+                yield f"{count} of {total} {label} images {text}"
 
 
 def resolve(config: Config, plugins: Plugins) -> Plan:

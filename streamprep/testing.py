@@ -352,7 +352,8 @@ def run_operation(
     if info.per_image:  # it may overwrite what it gets
         given |= {name: piece.with_pixels(piece.pixels + 0) for name, piece in given.items() if name == "particles"}
     result = function(**{name: given[name] for name in wanted})
-    for message in Flags.messages([flags], context.label):
+    total = next((len(piece) for piece in pieces if isinstance(piece, Particles)), 0)
+    for message in Flags.messages([flags], total, context.label):
         warn(message)
     expected = RESULT[info.hook]
     if result is not None and not isinstance(result, expected):
