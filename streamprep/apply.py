@@ -48,7 +48,15 @@ def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, 
             hint = nearest(keys[0], list(values))
             raise ConfigError(f"--set {text}: {keys[0]} is not one of the operations to apply; {hint}")
         values[keys[0]][keys[1]] = value
-    return tuple(make_step(table, name, values[name], plugins, name) for name in operations)
+    steps = tuple(make_step(table, name, values[name], plugins, name) for name in operations)
+    for step in steps:
+        if step.table != table:
+            said = ", ".join(text for text in overrides if text.startswith(f"{step.name}."))
+            raise ConfigError(
+                f"--set {said}: {step.name} then works on {step.table} in a session, before anything is cut from them; "
+                f"apply works on {table}: leave it out"
+            )
+    return steps
 
 
 def apply(

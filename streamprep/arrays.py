@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -217,6 +218,15 @@ def negate_where(array: Array, mask: Array) -> None:
         return
     bits = array.view(np.uint64)
     np.bitwise_xor(bits, mask * np.uint64(0x8000000080000000), out=bits)
+
+
+def sixteen_bits(words: Array) -> Array:
+    """The four 16-bit parts of each 64-bit word, the lowest first: (…, m) uint64 → (…, 4·m) uint16."""
+    xp = array_namespace(words)
+    if sys.byteorder == "little" and (is_numpy_array(words) or is_cupy_array(words)):
+        return words.view(xp.uint16)
+    parts = xp.stack([xp.astype((words >> shift) & 0xFFFF, xp.uint16) for shift in (0, 16, 32, 48)], axis=-1)
+    return xp.reshape(parts, (*words.shape[:-1], -1))
 
 
 def owned(pixels: Array, in_place: bool) -> Array:

@@ -6,7 +6,7 @@ them by ``order`` and calls them one after the other, so what runs when never de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -44,6 +44,14 @@ class Params(BaseModel):
         ``{"ctf": None}`` waits for a CTF; ``{"mask": "masks/{stem}.mrc"}`` for a file of that name.
         """
         return {}
+
+    def dispensable(self) -> Collection[Kind]:
+        """Kinds of files that items need not wait for, though the configuration says where they come from.
+
+        They are used where they are there, and an item is processed again when they come later. What another operation
+        names in `companions` is waited for all the same.
+        """
+        return ()
 
     def lane(self, table: str) -> str:
         """The table whose operation of the same name runs with these parameters; the one they stand in unless said."""

@@ -95,6 +95,11 @@ class Plan:
         return found
 
     @property
+    def dispensable(self) -> set[Kind]:
+        """Kinds of files that are used where they are there, and not waited for."""
+        return {kind for step in self.steps for kind in step.params.dispensable()} - set(self.companions)
+
+    @property
     def hash(self) -> str:
         """Changes whenever a result could: operations, orders, versions, parameters, optics, seed."""
         described = {"steps": [step.describe() for step in self.steps], "settings": self.settings}
@@ -149,7 +154,13 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
             tables = {} if config.extract is None else {"extract": config.extract}
         for name, values in tables.items():
             where = "[extract]" if table == "extract" else f"[{table}.{name}]"
-            steps.append(make_step(table, name, values, plugins, f"{config.file}: {where}"))
+            made = make_step(table, name, values, plugins, f"{config.file}: {where}")
+            if any((step.table, step.name) == (made.table, made.name) for step in steps):
+                raise ConfigError(
+                    f"{config.file}: {where} runs on {made.table} with these parameters, and [{made.table}.{name}] is "
+                    "there, too; leave one of them"
+                )
+            steps.append(made)
     steps = sort_steps(steps)
     settings = {
         "optics": config.optics.model_dump(mode="json"),
@@ -182,14 +193,22 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
     Raises
     ------
     ConfigError
-        An operation needs the CTF, and the configuration names no table; or it is one of a lane that sessions do not
-        have.
+        An operation needs the CTF, and the configuration names no table; it changes micrographs, of which nothing is
+        made; or it is one of a lane that sessions do not have.
     """
     required: dict[Kind, dict[Kind, str]] = {}
     if plan.extract is not None or any(plan.lane("coordinates")):
         required["micrograph"] = _of_micrographs(config, plan)
     if plan.extract is None and any(plan.lane("particles")):
         required["particles"] = {"rows": "a table that names its images"}
+    for step in plan.lane("micrographs"):
+        direct = step.name in config.micrographs
+        if "micrograph" not in required or (plan.extract is None and not direct):
+            told = "" if direct else f" with these parameters of [particles.{step.name}]"
+            raise ConfigError(
+                f"{config.file}: {step.name} works on micrographs{told}, and no particles are cut from them here; add "
+                f"[extract], or let {step.name} work on the particles of existing stacks"
+            )
     maps = [step.name for step in plan.lane("maps")]
     if maps:
         raise ConfigError(
@@ -197,6 +216,15 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
             "INPUT OUTPUT, and leave the table out"
         )
     return required
+
+
+def optional_kinds(config: Config, plan: Plan, of: Kind) -> tuple[Kind, ...]:
+    """What an item is processed with where it is there, and does not wait for; ``of`` is the kind of the item.
+
+    The CTF of a stack may stand in its own table, so what another table says of its micrograph is not asked for before
+    it is read.
+    """
+    return ("ctf",) if config.ctf is not None and (of == "particles" or "ctf" in plan.dispensable) else ()
 
 
 def why_not(kind: Kind, plan: Plan) -> str:
@@ -215,9 +243,9 @@ def _of_micrographs(config: Config, plan: Plan) -> dict[Kind, str]:
     kinds: dict[Kind, str] = {"coordinates": "coordinates"}
     for kind, patterns in plan.companions.items():
         kinds[kind] = " ".join([kind, *sorted(pattern for pattern in patterns if pattern is not None)])
-    if config.ctf is not None:
+    if config.ctf is not None and "ctf" not in plan.dispensable:
         kinds["ctf"] = f"ctf in {config.ctf.table}"
-    elif "ctf" in kinds:
+    elif config.ctf is None and "ctf" in kinds:
         needing = [step.name for step in plan.steps if "ctf" in step.params.companions()]
         raise ConfigError(
             f"{config.file}: {', '.join(needing)} needs the CTF of each micrograph; "
@@ -230,9 +258,6 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
     """One operation with its parameters, checked by its own model."""
     hook = OPERATION_HOOKS[table]
     found = plugins.named(hook, name)
-    if len(found) > 1:
-        providers = " and ".join(f"{made.distribution} (plugin {made.plugin})" for made in found)
-        raise ConfigError(f'{where} is offered by {providers}; block one of them with [plugins] block = ["…"]')
     if not found:
         message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
         for broken in plugins.broken:
@@ -243,16 +268,31 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
         if elsewhere:
             message += f"\n{name} works on {' and '.join(elsewhere)}"
         raise ConfigError(message)
+    chosen = _only(found, where)
     own = dict(values)
-    order = own.pop("order", found[0].info.order)
-    if not isinstance(order, int) or isinstance(order, bool):
-        raise ConfigError(f"{where} order = {order!r}: input should be a whole number")
-    model = found[0].info.params
+    order = own.pop("order", None)
+    model = chosen.info.params
     try:
         params = model.model_validate(own)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, where, model))) from error
-    return Step(table, order, params, found[0])
+    lane = params.lane(table)
+    if lane != table:
+        takers = [made for made in plugins.named(OPERATION_HOOKS[lane], name) if isinstance(params, made.info.params)]
+        if not takers:
+            raise ConfigError(f"{where} is to run on {lane}, but no operation {name} there takes its parameters")
+        chosen = _only(takers, where)
+    order = chosen.info.order if order is None else order
+    if not isinstance(order, int) or isinstance(order, bool):
+        raise ConfigError(f"{where} order = {order!r}: input should be a whole number")
+    return Step(lane, order, params, chosen)
+
+
+def _only(found: Sequence[LoadedOperation], where: str) -> LoadedOperation:
+    if len(found) > 1:
+        providers = " and ".join(f"{made.distribution} (plugin {made.plugin})" for made in found)
+        raise ConfigError(f'{where} is offered by {providers}; block one of them with [plugins] block = ["…"]')
+    return found[0]
 
 
 def sort_steps(steps: list[Step]) -> list[Step]:

@@ -22,7 +22,9 @@ LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
 BUILTIN_OPERATIONS = (
     "streamprep.plugins.pick_noise",
     "streamprep.plugins.extract",
+    "streamprep.plugins.randomize_phases",
     "streamprep.plugins.normalize",
+    "streamprep.plugins.phase_flip",
     "streamprep.plugins.invert",
 )
 BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")

@@ -17,7 +17,7 @@ from streamprep.config import Config
 from streamprep.ledger import Ledger, SourceRow
 from streamprep.model import ConfigError, Kind
 from streamprep.naming import safe_part, unique_label
-from streamprep.pipeline import Plan, required_kinds
+from streamprep.pipeline import Plan, optional_kinds, required_kinds
 from streamprep.watcher import Source, file_system_of, is_remote
 
 log = logging.getLogger(__name__)
@@ -300,7 +300,7 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         ledger.close()
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
     for kind, needed in required_kinds(config, plan).items():
-        ledger.require(needed, of=kind, optional=("ctf",) if kind == "particles" and config.ctf is not None else ())
+        ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
     if _plan_hash_of(output) != plan.hash:
         described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
         written = output / STATE_FOLDER / ".plan.json.tmp"

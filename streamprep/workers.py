@@ -343,9 +343,9 @@ def _process(
     if isinstance(rows, ParticleRows):
         particles = make_particles(job.item, image, rows, worker.config.optics)
         if particles.ctf is None and worker.config.ctf is not None:
-            if ctf is None:
+            if ctf is None and "ctf" not in worker.plan.dispensable:
                 raise NotYet(f"waits for ctf in {worker.config.ctf.table}")
-            particles = replace(particles, ctf=(ctf,) * len(particles))
+            particles = replace(particles, ctf=None if ctf is None else (ctf,) * len(particles))
         result = run_stack(
             worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer
         )

@@ -147,5 +147,6 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
         coordinates=kept,
         ctf=None if micrograph.ctf is None else (micrograph.ctf,) * len(kept),
         label=coordinates.label,
+        phase_flipped=micrograph.phase_flipped,
         optics_columns=(shared,) * len(kept) if shared else (),
     )

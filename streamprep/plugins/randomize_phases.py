@@ -1,0 +1,80 @@
+"""randomize_phases: noise of the same spectrum in place of the signal beyond a resolution."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from streamprep import Context, Params, Particles, operation
+from streamprep.arrays import array_namespace, irfft2, owned, rfft2
+from streamprep.em.phases import image_indices, randomize_spectrum
+from streamprep.model import Array
+
+
+class RandomizePhases(Params):
+    """Replace the phases beyond a resolution by random ones; the amplitudes stay."""
+
+    max_resolution_angstrom: float = Field(
+        40.0, gt=0, description="What is coarser than this, or just as coarse, stays as it is [Å]."
+    )
+
+    def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:  # noqa: ARG002
+        """Refuse a resolution below Nyquist's."""
+        if pixel_size_angstrom is not None and self.max_resolution_angstrom < 2 * pixel_size_angstrom * (1 - 1e-6):
+            raise ValueError(
+                f"max_resolution_angstrom = {self.max_resolution_angstrom:g} is below Nyquist's "
+                f"{2 * pixel_size_angstrom:g} Å (2 × {pixel_size_angstrom:g} Å per pixel); allowed: from "
+                f"{2 * pixel_size_angstrom:g}"
+            )
+
+
+def randomize_phases(pixels: Array, images: Array, *, key: int, cutoff: float, in_place: bool = False) -> Array:
+    """Give the Fourier terms of images beyond a frequency uniformly random phases.
+
+    Parameters
+    ----------
+    pixels
+        Shape (n, ny, nx), real.
+    images
+        Indices of the images, shape (n,), uint64; what is drawn for an image depends on ``key`` and its index alone.
+    key
+        64 bits, see `Context.random_key`.
+    cutoff
+        Terms with |f| ≤ cutoff, radially, stay as they are [cycles/pixel]: pixel size / resolution.
+    in_place
+        Whether ``pixels`` may be overwritten.
+
+    Returns
+    -------
+    Array
+        Shape (n, ny, nx), float32, of the same amplitude spectrum. An image that holds values that are not finite
+        becomes NaN as a whole.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
+    >>> done = randomize_phases(image, np.zeros(1, np.uint64), key=7, cutoff=0.1)
+    >>> bool(np.allclose(np.abs(np.fft.rfft2(done)), np.abs(np.fft.rfft2(image)), atol=1e-4))
+    True
+    """
+    pixels = owned(pixels, in_place)
+    _, ny, nx = (int(side) for side in pixels.shape)
+    spectrum = rfft2(pixels)
+    randomize_spectrum(spectrum, (ny, nx), cutoff, key, images)
+    return irfft2(spectrum, nx, pixels)
+
+
+@operation("process_particles", order=20, params=RandomizePhases, name="randomize_phases", per_image=True)
+def randomize_phases_of_particles(particles: Particles, params: RandomizePhases, ctx: Context) -> Particles:
+    """Randomise the phases of particle images beyond a resolution."""
+    pixels = randomize_phases(
+        particles.pixels,
+        image_indices(ctx.first_image, len(particles), particles.pixels),
+        key=ctx.random_key(),
+        cutoff=particles.optics.pixel_size_angstrom / params.max_resolution_angstrom,
+        in_place=True,
+    )
+    xp = array_namespace(pixels)
+    broken = ~xp.isfinite(pixels[:, 0, 0])  # the transform brings NaN to every pixel of its image
+    ctx.flag(broken, "hold values that are not finite (NaN or infinite); their phases could not be randomised")
+    return particles.with_pixels(pixels)
