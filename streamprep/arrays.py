@@ -156,7 +156,7 @@ def rfft2(images: Array) -> Array:
     xp = array_namespace(images)
     if not is_numpy_array(images):
         return xp.fft.rfftn(images, axes=(-2, -1))
-    ducc = _ducc0()
+    ducc = _ducc0() if images.size else None  # it takes no empty arrays
     if ducc is not None:
         return ducc.r2c(images, axes=(images.ndim - 2, images.ndim - 1))
     rows = scipy.fft.rfft(images, axis=-1)
@@ -177,7 +177,7 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
         Where to put the images; else a new array.
     """
     xp = array_namespace(spectrum)
-    ducc = _ducc0() if is_numpy_array(spectrum) else None
+    ducc = _ducc0() if is_numpy_array(spectrum) and spectrum.size else None
     if ducc is not None:
         axes = (spectrum.ndim - 2, spectrum.ndim - 1)
         return ducc.c2r(spectrum, axes=axes, lastsize=nx, forward=False, inorm=2, out=out, allow_overwriting_input=True)
@@ -226,7 +226,7 @@ def sixteen_bits(words: Array) -> Array:
     if sys.byteorder == "little" and (is_numpy_array(words) or is_cupy_array(words)):
         return words.view(xp.uint16)
     parts = xp.stack([xp.astype((words >> shift) & 0xFFFF, xp.uint16) for shift in (0, 16, 32, 48)], axis=-1)
-    return xp.reshape(parts, (*words.shape[:-1], -1))
+    return xp.reshape(parts, (*words.shape[:-1], 4 * words.shape[-1]))
 
 
 def owned(pixels: Array, in_place: bool) -> Array:

@@ -92,9 +92,9 @@ def flip_signs(spectrum: Array, nx: int, ctfs: Sequence[Ctf], pixel_size_angstro
     n, ny, columns = (int(side) for side in spectrum.shape)
     block = _BLOCK_CPU if is_numpy_array(spectrum) else _BLOCK_GPU
     if n and ny * columns <= _KEPT_BYTES // 8 and all(ctf == ctfs[0] for ctf in ctfs):
-        negative, agreeing = _masks(ctfs[0], ny, nx, pixel_size_angstrom, spectrum)
+        negative, disagreeing = _masks(ctfs[0], ny, nx, pixel_size_angstrom, spectrum)
         negate_where(spectrum, negative)
-        spectrum[:, :, columns - 1 :] *= agreeing
+        _drop(spectrum, disagreeing)
         return
     left, right = _factors(ctfs, ny, nx, pixel_size_angstrom, spectrum)
     images, rows = max(1, block // (ny * columns)), max(1, min(ny, block // columns))
@@ -103,7 +103,7 @@ def flip_signs(spectrum: Array, nx: int, ctfs: Sequence[Ctf], pixel_size_angstro
         for row in range(0, ny, rows):
             band = slice(row, row + rows)
             negate_where(spectrum[some, band, :], _negative(left[some, band, :], right[some, :, :], row == 0))
-    spectrum[:, :, columns - 1 :] *= _agreeing(left, right, nx)
+    _drop(spectrum, _disagreeing(left, right, nx))
 
 
 def _factors(ctfs: Sequence[Ctf], ny: int, nx: int, pixel_size_angstrom: float, like: Array) -> tuple[Array, Array]:
@@ -151,29 +151,36 @@ def _negative(left: Array, right: Array, first: bool) -> Array:
     return negative
 
 
-def _agreeing(left: Array, right: Array, nx: int) -> Array:
-    """Of the last column: 1 where two opposite terms are to have the same sign, else 0; shape (n, ny, 1)."""
-    xp = array_namespace(left)
-    negative = _negative(left, right[:, :, -1:], nx == 1)
+def _disagreeing(left: Array, right: Array, nx: int) -> Array | None:
+    """Of the last column: where two opposite terms are to have different signs, (n, ny, 1); None for odd ``nx``."""
     if nx % 2:
-        return xp.ones_like(negative, dtype=xp.float32)
-    opposite = xp.roll(xp.flip(negative, axis=1), 1, axis=1)
-    return xp.astype(negative == opposite, xp.float32)
+        return None
+    xp = array_namespace(left)
+    negative = _negative(left, right[:, :, -1:], False)
+    return negative != xp.roll(xp.flip(negative, axis=1), 1, axis=1)
 
 
-_kept: OrderedDict[object, tuple[Array, Array]] = OrderedDict()
+def _drop(spectrum: Array, disagreeing: Array | None) -> None:
+    """Put 0 into the last column there."""
+    if disagreeing is not None:
+        xp = array_namespace(spectrum)
+        last = spectrum[:, :, -1:]
+        spectrum[:, :, -1:] = xp.where(disagreeing, xp.zeros_like(last), last)
+
+
+_kept: OrderedDict[object, tuple[Array, Array | None]] = OrderedDict()
 _guard = threading.Lock()
 
 
-def _masks(ctf: Ctf, ny: int, nx: int, pixel_size_angstrom: float, like: Array) -> tuple[Array, Array]:
-    """`_negative` and `_agreeing` of one CTF; the last few are kept."""
+def _masks(ctf: Ctf, ny: int, nx: int, pixel_size_angstrom: float, like: Array) -> tuple[Array, Array | None]:
+    """`_negative` and `_disagreeing` of one CTF; the last few are kept."""
     key = (array_namespace(like).__name__, str(array_device(like)), ctf, ny, nx, pixel_size_angstrom)
     with _guard:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key]
     left, right = _factors([ctf], ny, nx, pixel_size_angstrom, like)
-    made = _negative(left, right, True), _agreeing(left, right, nx)
+    made = _negative(left, right, True), _disagreeing(left, right, nx)
     with _guard:
         _kept[key] = made
         held = sum(math.prod(negative.shape) for negative, _ in _kept.values())
