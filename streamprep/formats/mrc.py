@@ -320,7 +320,10 @@ class StackReader:
         place = self._offset + start * math.prod(self.shape[1:]) * self._stored.itemsize
         view, filled = memoryview(room.reshape(-1).view(np.uint8).data), 0
         while filled < len(view):
-            got = os.preadv(self._file.fileno(), [view[filled:]], place + filled)
+            try:
+                got = os.preadv(self._file.fileno(), [view[filled:]], place + filled)
+            except OSError as error:
+                raise InputError(self.path, f"cannot be read: {error.strerror}") from error
             if not got:
                 raise InputError(self.path, "it became shorter while it was read")
             filled += got
