@@ -453,12 +453,12 @@ def run_in_parts(
         there = said[start].heard_in(context, first_image=start)
         part = take(start, min(start + size, total))
         given = len(part)
-        for step in steps:
-            part = _run_step(step, part, there, timer)
-            if len(part) != given:
-                raise OperationError(
-                    step.name, f"returned {len(part)} images for {given}; what is per_image cannot drop or add any"
-                )
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # operations flag what comes of it
+            for step in steps:
+                part = _run_step(step, part, there, timer)
+                if len(part) != given:
+                    said_of = f"returned {len(part)} images for {given}; what is per_image cannot drop or add any"
+                    raise OperationError(step.name, said_of)
         give(start, part)
 
     starts = range(0, total, size)
