@@ -7,6 +7,7 @@ and device in `to_device` and `to_host`, called by the host program around a cha
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -233,6 +234,30 @@ def owned(pixels: Array, in_place: bool) -> Array:
     """The same array where it may be overwritten and is float32, else a float32 copy."""
     xp = array_namespace(pixels)
     return xp.astype(pixels, xp.float32, copy=not in_place)
+
+
+def writable(pixels: Array) -> Array:
+    """The same array where it is float32 and can be overwritten, else a float32 copy that can."""
+    if is_numpy_array(pixels):
+        return np.require(pixels, np.float32, ["C", "W"])
+    return owned(pixels, in_place=True)
+
+
+CACHE_BYTES = 2 << 20
+"""Images worked on at a time on the CPU; with what the operations make of them they stay in the cache of a core."""
+GPU_SHARE = 1 / 24
+"""Of the free memory of a GPU that a part of a stack may take; the rest is for what the operations make of it."""
+
+
+def images_in_part(pixels: Array) -> int:
+    """How many images (n, ny, nx) to work on at a time where this array is."""
+    room = float(CACHE_BYTES)
+    if is_cupy_array(pixels):
+        import cupy
+
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        room = GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes())
+    return max(1, int(room / max(1, 4 * math.prod(pixels.shape[1:]))))
 
 
 def keep_freed_memory() -> None:
