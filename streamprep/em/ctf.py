@@ -15,7 +15,8 @@ from streamprep.arrays import array_namespace, negate_where
 from streamprep.model import Array, Ctf, FloatArray
 
 _BLOCK_CPU, _BLOCK_GPU = 1 << 16, 1 << 26
-"""Terms whose signs are computed at a time: 512 KiB of float64, which stay in the cache of one core; or 512 MiB."""
+"""Terms whose signs are computed at a time: 512 KiB of float64, which stay in the cache of one core and
+are few enough for OpenBLAS not to start threads; or 512 MiB."""
 
 _KEPT_BYTES = 16 << 20
 """Masks of so many bytes are kept together, and none of more than an eighth: those of particles, not of micrographs."""
@@ -99,9 +100,9 @@ def flip_signs(spectrum: Array, nx: int, ctfs: Sequence[Ctf], pixel_size_angstro
     left, right = _factors(ctfs, ny, nx, pixel_size_angstrom, spectrum)
     images, rows = max(1, block // (ny * columns)), max(1, min(ny, block // columns))
     for image in range(0, n, images):
-        some = slice(image, image + images)
+        some = slice(image, min(image + images, n))
         for row in range(0, ny, rows):
-            band = slice(row, row + rows)
+            band = slice(row, min(row + rows, ny))
             negate_where(spectrum[some, band, :], _negative(left[some, band, :], right[some, :, :], row == 0))
     _drop(spectrum, _disagreeing(left, right, nx))
 

@@ -56,8 +56,7 @@ def randomize_spectrum(spectrum: Array, lengths: Sequence[int], cutoff: float, k
         opposite = xp.where(ranks > 0, ~opposite + 1, here & _HALF_TURN)
         phases[..., column] = xp.where(ranks < 0, here, opposite)
     factors = xp.take(_circle(like=spectrum), xp.reshape(phases, (-1,)))
-    with np.errstate(invalid="ignore"):  # of images that are not finite
-        spectrum *= xp.reshape(factors, shape)
+    spectrum *= xp.reshape(factors, shape)
 
 
 @cached_filter

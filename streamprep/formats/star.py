@@ -276,7 +276,7 @@ def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
     xy = None
     if "rlnCoordinateX" in loop and "rlnCoordinateY" in loop:
         xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
-    elsewhere = {"rlnImageName", "rlnOpticsGroup"}
+    elsewhere = {"rlnImageName", "rlnOpticsGroup", PHASE_FLIPPED}
     if ctfs is None:
         own = {name: loop.columns[name] for name in MICROSCOPE_COLUMNS if name in loop}
         said = with_constants(said, own)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import digest_of, groups
-from streamprep.formats.star import Loop, image_names, read_with, rows_entry, with_constants
+from streamprep.formats.star import PHASE_FLIPPED, Loop, image_names, read_with, rows_entry, with_constants
 from streamprep.model import (
     FIGURE_OF_MERIT,
     Coordinates,
@@ -122,7 +122,8 @@ def _particle_rows(loop: Loop) -> Iterable[Entry]:
     enabled = _enabled(loop)
     xy = np.stack([loop.floats("xcoor"), loop.floats("ycoor")], axis=1) if "xcoor" in loop and "ycoor" in loop else None
     ctfs = _loop_ctfs(loop) if "ctfDefocusU" in loop else None
-    elsewhere = {"image", "enabled"}
+    flipped = loop.floats(PHASE_FLIPPED) != 0 if PHASE_FLIPPED in loop else None  # as our own tables have it
+    elsewhere = {"image", "enabled", PHASE_FLIPPED}
     if xy is not None:
         elsewhere |= {"xcoor", "ycoor"}
     if ctfs is not None:
@@ -143,6 +144,7 @@ def _particle_rows(loop: Loop) -> Iterable[Entry]:
                 index[rows],
                 None if xy is None else Coordinates(xy[rows]),
                 None if ctfs is None else tuple(ctfs[row] for row in rows.tolist()),
+                phase_flipped=None if flipped is None else flipped[rows],
                 columns={name: values[rows] for name, values in columns.items()},
                 optics_columns=tuple(said[row] for row in rows.tolist()) if said else (),
             ),

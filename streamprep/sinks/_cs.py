@@ -9,6 +9,7 @@ S48``): what the ledger knows of a block's columns is all that is needed to read
 - ``blob/sign``: -1 where the particles are bright, as RELION wants them, 1 where they are dark.
 - ``location/center_x_frac`` = x / nx, ``center_y_frac`` = 1 - y / ny, y from the lower edge: the inverse of what
   `streamprep.formats.cryosparc` reads. ``micrograph_shape`` is (ny, nx).
+- Whether phases were flipped no field of cryoSPARC's says: RELION's column is added where they were.
 - Aberrations that are not known are 0, as cryoSPARC writes them for imported CTFs.
 - Further columns that are numbers are kept under their own names; those of text cannot be, as cryoSPARC takes none.
 
@@ -53,6 +54,7 @@ _NEUTRAL = {
 }
 _GROUPS = ("location/exp_group_id <u4", "ctf/exp_group_id <u4")
 _FURTHER = re.compile(r"(?!uid\Z|blob/|location/|ctf/|pick_stats/)[\w./-]{1,64}\Z", re.ASCII)
+_FLIPPED = "rlnCtfDataArePhaseFlipped"
 _TEXT_STEP = 16
 """Widths of text are multiples of this, so that few blocks differ."""
 
@@ -156,6 +158,8 @@ def cs_rows(
         made["pick_stats/ncc_score <f4"] = score
         del given[FIGURE_OF_MERIT]
     given.pop("rlnOpticsGroup", None)
+    if optics.get(_FLIPPED):
+        made[f"{_FLIPPED} <u4"] = [1] * count
     for name, values in given.items():
         found = numbers(values) if _FURTHER.match(name) else None
         if found is not None:

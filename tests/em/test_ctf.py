@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import constants
 
-from streamprep.em.ctf import ctf_at, electron_wavelength_angstrom
+from streamprep.em import ctf as module
+from streamprep.em.ctf import ctf_at, electron_wavelength_angstrom, flip_signs
 from streamprep.model import Ctf
+from streamprep.testing import ArrayBackend, backends, tiny_ctf
 
 PLAIN = Ctf(15000, 15000, 0, spherical_aberration_mm=0, amplitude_contrast=0)
 """Round, without Cs and amplitude contrast: CTF(f) = sin(π λ Δz f²)."""
@@ -125,3 +129,106 @@ def test_frequencies_broadcast() -> None:
     grid = ctf_at(Ctf(15000, 12000, 20), fx, fy)
     assert grid.shape == (6, 5)
     assert grid[2, 3] == ctf_at(Ctf(15000, 12000, 20), fx[:, 3], fy[2])[0]
+
+
+# --- signs -----------------------------------------------------------------------------------------------------------
+
+SIZES = [(16, 16), (9, 9), (10, 15), (15, 10), (1, 1), (1, 8), (8, 1), (2, 2), (64, 40)]
+
+
+def values(ctf: Ctf, ny: int, nx: int, pixel_size: float) -> np.ndarray:
+    """The CTF itself over the half spectrum, with f = +½ at Nyquist on both axes."""
+    fy = np.fft.fftfreq(ny)
+    if ny % 2 == 0:
+        fy[ny // 2] = 0.5
+    return ctf_at(ctf, np.fft.rfftfreq(nx)[None, :] / pixel_size, fy[:, None] / pixel_size)
+
+
+def multiplied(
+    ctfs: list[Ctf], ny: int, nx: int, pixel_size: float = 1.5, backend: ArrayBackend | None = None
+) -> np.ndarray:
+    """What the terms of spectra are multiplied with."""
+    ones = np.ones((len(ctfs), ny, nx // 2 + 1), np.complex64)
+    given = ones if backend is None else backend.asarray(ones)
+    flip_signs(given, nx, ctfs, pixel_size)
+    return (given if backend is None else backend.to_host(given)).real
+
+
+def expected(ctf: Ctf, ny: int, nx: int, pixel_size: float = 1.5) -> np.ndarray:
+    signs = np.where(values(ctf, ny, nx, pixel_size) < 0, -1.0, 1.0)
+    signs[0, 0] = 1
+    if nx % 2 == 0:
+        signs[:, -1] = (signs[:, -1] + signs[-np.arange(ny) % ny, -1]) / 2
+    return signs
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize(("ny", "nx"), SIZES)
+def test_signs_are_those_of_the_ctf_on_every_backend(backend: ArrayBackend, ny: int, nx: int) -> None:
+    own = [tiny_ctf(20 * index) for index in range(4)]
+    np.testing.assert_array_equal(multiplied(own, ny, nx, backend=backend), [expected(ctf, ny, nx) for ctf in own])
+    shared = [own[1]] * 3
+    np.testing.assert_array_equal(multiplied(shared, ny, nx, backend=backend), [expected(own[1], ny, nx)] * 3)
+
+
+@settings(deadline=None, max_examples=150)
+@given(ctf=ctfs, ny=st.integers(1, 24), nx=st.integers(1, 24), pixel_size=st.floats(0.5, 5))
+def test_signs_of_any_ctf(ctf: Ctf, ny: int, nx: int, pixel_size: float) -> None:
+    clear = np.abs(values(ctf, ny, nx, pixel_size)) > 1e-8  # at a zero either sign will do
+    clear &= clear[-np.arange(ny) % ny]
+    clear[0, 0] = True
+    for several in ([ctf], [ctf, tiny_ctf()]):
+        found = multiplied(several, ny, nx, pixel_size)[0]
+        np.testing.assert_array_equal(found[clear], expected(ctf, ny, nx, pixel_size)[clear])
+
+
+def test_the_zero_frequency_keeps_its_sign_with_any_phase_plate() -> None:
+    for phase in (0, 90, 180, 270):
+        ctf = Ctf(15000, 14000, 20, phase_shift_deg=phase, amplitude_contrast=0.1)
+        assert multiplied([ctf], 6, 6)[0, 0, 0] == 1
+        assert multiplied([ctf], 6, 1)[0, 0, 0] == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(ctf=ctfs, ny=st.integers(1, 16), nx=st.integers(1, 16))
+def test_the_product_is_the_spectrum_of_a_real_image(ctf: Ctf, ny: int, nx: int) -> None:
+    spectrum = np.fft.rfft2(np.random.default_rng(0).normal(size=(1, ny, nx))).astype(np.complex64)
+    flip_signs(spectrum, nx, [ctf], 1.5)
+    back = np.fft.rfft2(np.fft.irfft2(spectrum.astype(np.complex128), s=(ny, nx)))
+    np.testing.assert_allclose(back, spectrum, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 10, 100, 1000])
+def test_blocks_of_any_size_give_the_same(block: int) -> None:
+    own = [tiny_ctf(index) for index in range(5)]
+    whole = multiplied(own, 33, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK_CPU", block)
+        np.testing.assert_array_equal(multiplied(own, 33, 20), whole)
+        patch.setattr(module, "_KEPT_BYTES", 0)  # as of a micrograph
+        np.testing.assert_array_equal(multiplied(own[:1], 33, 20), whole[:1])
+        np.testing.assert_array_equal(multiplied(own[:1] * 3, 33, 20), whole[[0, 0, 0]])
+
+
+def test_masks_are_kept_within_their_bound_and_never_those_of_micrographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: OrderedDict[object, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
+    monkeypatch.setattr(module, "_kept", kept)
+    monkeypatch.setattr(module, "_KEPT_BYTES", 16 * 9 * 10)
+    for index in range(30):
+        multiplied([tiny_ctf(index)] * 2, 16, 16)
+        assert sum(mask.nbytes for mask, _ in kept.values()) <= 16 * 9 * 10
+    assert len(kept) == 10
+    before = list(kept)
+    multiplied([tiny_ctf(25)], 16, 16)  # used again: it is the last to go
+    assert list(kept)[-1] == before[5]
+    multiplied([tiny_ctf(25)], 16, 40)  # above an eighth
+    assert len(kept) == 10
+
+
+def test_threads_share_the_masks() -> None:
+    own = [tiny_ctf(index) for index in range(8)]
+    wanted = [expected(ctf, 32, 32) for ctf in own]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: multiplied([own[index % 8]], 32, 32)[0], range(64)))
+    for index, signs in enumerate(found):
+        np.testing.assert_array_equal(signs, wanted[index % 8])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,15 @@ def test_columns_of_the_picks_never_take_the_place_of_ours() -> None:
     table = load(published(convert(rows)))
     assert table["uid"][0] != 7
     assert table["blob/idx"][0] == 0
-    assert not [name for name in table.dtype.names or () if not name.startswith(("uid", "blob/"))]
+    others = [name for name in table.dtype.names or () if not name.startswith(("uid", "blob/"))]
+    assert others == ["rlnCtfDataArePhaseFlipped"]
+
+
+def test_flipping_is_told_where_phases_were_flipped() -> None:
+    assert load(published(convert(relion(2))))["rlnCtfDataArePhaseFlipped"].tolist() == [1, 1]
+    unflipped = relion(2)
+    unflipped = replace(unflipped, optics={**(unflipped.optics or {}), "rlnCtfDataArePhaseFlipped": 0})
+    assert "rlnCtfDataArePhaseFlipped" not in (load(published(convert(unflipped))).dtype.names or ())
 
 
 def test_any_number_of_further_columns_leaves_a_header_that_numpy_reads() -> None:
