@@ -221,6 +221,21 @@ def negate_where(array: Array, mask: Array) -> None:
     np.bitwise_xor(bits, mask * np.uint64(0x8000000080000000), out=bits)
 
 
+def negate_by_sign(array: Array, signs: Array) -> None:
+    """Change the sign where ``signs`` is below 0; complex64 by float64 of the same shape without −0 and NaN, in place.
+
+    As `negate_where` of a comparison; on the CPU without making a mask, which takes half of the time.
+    """
+    xp = array_namespace(array)
+    if not is_numpy_array(array) or array.dtype != np.complex64 or signs.dtype != np.float64:
+        array[...] = xp.where(signs < 0, -array, array)
+        return
+    bits = signs.view(np.int64) >> 63  # all of them or none
+    bits &= np.int64(-0x7FFFFFFF80000000)
+    parts = array.view(np.int64)
+    np.bitwise_xor(parts, bits, out=parts)
+
+
 def sixteen_bits(words: Array) -> Array:
     """The four 16-bit parts of each 64-bit word, the lowest first: (…, m) uint64 → (…, 4·m) uint16."""
     xp = array_namespace(words)

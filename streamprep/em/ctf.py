@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import device as array_device
 from array_api_compat import is_numpy_array
 
-from streamprep.arrays import array_namespace, negate_where
+from streamprep.arrays import array_namespace, negate_by_sign, negate_where
 from streamprep.model import Array, Ctf, FloatArray
 
 _BLOCK_CPU, _BLOCK_GPU = 1 << 16, 1 << 26
@@ -103,7 +103,7 @@ def flip_signs(spectrum: Array, nx: int, ctfs: Sequence[Ctf], pixel_size_angstro
         some = slice(image, min(image + images, n))
         for row in range(0, ny, rows):
             band = slice(row, min(row + rows, ny))
-            negate_where(spectrum[some, band, :], _negative(left[some, band, :], right[some, :, :], row == 0))
+            negate_by_sign(spectrum[some, band, :], _signs(left[some, band, :], right[some, :, :], row == 0))
     _drop(spectrum, _disagreeing(left, right, nx))
 
 
@@ -141,15 +141,14 @@ def _polynomial(ctf: Ctf) -> tuple[float, ...]:
     )
 
 
-def _negative(left: Array, right: Array, first: bool) -> Array:
-    """Where the CTFs are negative; ``first``: the first of the terms is f = 0."""
+def _signs(left: Array, right: Array, first: bool) -> Array:
+    """Numbers of the signs of the CTFs, from −½ to ½; ``first``: the first of the terms is f = 0."""
     xp = array_namespace(left)
     turns = left @ right
     turns -= xp.round(turns)
-    negative = turns < 0
     if first:
-        negative[:, 0, 0] = False
-    return negative
+        turns[:, 0, 0] = 0
+    return turns
 
 
 def _disagreeing(left: Array, right: Array, nx: int) -> Array | None:
@@ -157,7 +156,7 @@ def _disagreeing(left: Array, right: Array, nx: int) -> Array | None:
     if nx % 2:
         return None
     xp = array_namespace(left)
-    negative = _negative(left, right[:, :, -1:], False)
+    negative = _signs(left, right[:, :, -1:], False) < 0
     return negative != xp.roll(xp.flip(negative, axis=1), 1, axis=1)
 
 
@@ -174,14 +173,14 @@ _guard = threading.Lock()
 
 
 def _masks(ctf: Ctf, ny: int, nx: int, pixel_size_angstrom: float, like: Array) -> tuple[Array, Array | None]:
-    """`_negative` and `_disagreeing` of one CTF; the last few are kept."""
+    """Where one CTF is negative, and `_disagreeing`; the last few are kept."""
     key = (array_namespace(like).__name__, str(array_device(like)), ctf, ny, nx, pixel_size_angstrom)
     with _guard:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key]
     left, right = _factors([ctf], ny, nx, pixel_size_angstrom, like)
-    made = _negative(left, right, True), _disagreeing(left, right, nx)
+    made = _signs(left, right, True) < 0, _disagreeing(left, right, nx)
     with _guard:
         _kept[key] = made
         held = sum(math.prod(negative.shape) for negative, _ in _kept.values())
