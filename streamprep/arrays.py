@@ -7,6 +7,7 @@ and device in `to_device` and `to_host`, called by the host program around a cha
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -217,6 +218,21 @@ def negate_where(array: Array, mask: Array) -> None:
         return
     bits = array.view(np.uint64)
     np.bitwise_xor(bits, mask * np.uint64(0x8000000080000000), out=bits)
+
+
+def put(array: Array, indices: Array, values: Array) -> None:
+    """Put ``values``, as many as indices or one, at flat ``indices`` (C order, ascending, each once), in place."""
+    xp = array_namespace(array)
+    if is_numpy_array(array) or is_cupy_array(array):
+        xp.put(array, indices, values)
+        return
+    if not indices.shape[0]:
+        return
+    places = xp.arange(math.prod(array.shape), dtype=indices.dtype, device=array_device(array))
+    nearest = xp.clip(xp.searchsorted(indices, places), max=int(indices.shape[0]) - 1)
+    meant = xp.take(indices, nearest) == places
+    placed = xp.take(xp.broadcast_to(values, indices.shape), nearest)
+    array[...] = xp.where(xp.reshape(meant, array.shape), xp.reshape(placed, array.shape), array)
 
 
 def owned(pixels: Array, in_place: bool) -> Array:

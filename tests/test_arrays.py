@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from streamprep.arrays import array_namespace, cached_filter, choose_backend, to_host
+from streamprep.arrays import array_namespace, cached_filter, choose_backend, put, to_host
 from streamprep.model import ConfigError
 from streamprep.testing import ArrayBackend, backends
 
@@ -186,3 +186,21 @@ def test_the_sixteen_used_last_are_kept() -> None:
 def test_it_is_documented_as_its_maker_is() -> None:
     _, ramp = cached()
     assert (ramp.__name__, ramp.__doc__) == ("ramp", "A filter.")
+
+
+# --- put -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("indices", [[], [0], [3, 4, 11], list(range(12))])
+def test_values_are_put_at_flat_indices(backend: ArrayBackend, indices: list[int]) -> None:
+    before = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    values = -np.arange(1, len(indices) + 1, dtype=np.float32)
+    expected = before.copy().ravel()
+    expected[indices] = values
+    array = backend.asarray(before.copy())
+    put(array, backend.asarray(np.array(indices, dtype=np.int64)), backend.asarray(values))
+    np.testing.assert_array_equal(backend.to_host(array), expected.reshape(before.shape))
+    put(array, backend.asarray(np.array(indices, dtype=np.int64)), backend.asarray(np.float32(7)))
+    expected[indices] = 7
+    np.testing.assert_array_equal(backend.to_host(array), expected.reshape(before.shape))
