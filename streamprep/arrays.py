@@ -151,6 +151,11 @@ def _ducc0() -> Any:
     return ducc0.fft
 
 
+def fft_library() -> str:
+    """What computes Fourier transforms on the CPU, for messages."""
+    return "scipy" if _ducc0() is None else "ducc0"
+
+
 def rfft2(images: Array) -> Array:
     """Fourier transforms of real images over their last two axes, the half with fx ≥ 0: shape (…, ny, nx // 2 + 1)."""
     xp = array_namespace(images)
