@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 from array_api_compat import array_namespace as _array_namespace
 from array_api_compat import device as array_device
 from array_api_compat import is_cupy_array, is_numpy_array
