@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamprep import formats
-from streamprep.arrays import DeviceName, choose_backend, to_host
+from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, star
-from streamprep.model import ConfigError, Context, Image, InputError, Item, Map, Optics, Particles, nearest
-from streamprep.pipeline import Plan, Step, make_step, run_map, run_particles
+from streamprep.model import ConfigError, Context, Ctf, InputError, Item, Map, Optics, Particles, nearest
+from streamprep.pipeline import Plan, Step, make_step, run_in_parts, run_map, run_particles
 from streamprep.plugin_manager import Plugins
 
 ENDINGS = {
@@ -105,48 +106,37 @@ def apply(
             raise InputError(path, "this is a folder, not a file" if path.is_dir() else "no such file")
     if formats.classify_path(source, _head(source)) is None:
         raise InputError(source, "not a stack or map; known endings are .mrcs, .mrc, .map and .ccp4")
-    image: Image = formats.read_item(Item("map", source.stem, source))  # type: ignore[assignment]
-    pixel_size = pixel_size_angstrom or image.pixel_size_angstrom
+    header = mrc.read_header(source)
+    pixel_size = pixel_size_angstrom or header.pixel_size_angstrom
     if not pixel_size:
         raise InputError(source, "its header has no pixel size; give --pixel-size-angstrom")
-    lane = "particles" if source.suffix.lower() == ".mrcs" or image.pixels.ndim == 2 else "maps"
-    what = "map" if lane == "maps" else "single image" if image.pixels.ndim == 2 else "stack of images"
+    single = header.nz == 1 and header.space_group == 0
+    lane = "particles" if source.suffix.lower() == ".mrcs" or single else "maps"
+    what = "map" if lane == "maps" else "single image" if single else "stack of images"
     allowed = ENDINGS[what]
     if ending not in allowed:
         raise ConfigError(f"{target}: {source} holds a {what}; the output must end in {' or '.join(allowed)}")
     steps = make_steps(operations, overrides, lane, plugins)
-    plan = Plan(steps, {"seed": seed})
     backend = choose_backend(device)
+    keep_freed_memory()
     warnings: list[str] = []
     context = Context(
         item=Item("map" if lane == "maps" else "particles", source.stem, source),
         operation="",
         seed=seed,
         warn=warnings.append,
+        remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
     )
-    if lane == "maps":
-        if ctf is not None:
-            raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
-        pixels = backend.to_device(np.asarray(image.pixels, dtype=np.float32))
-        volume = run_map(plan, Map(source.stem, pixels, pixel_size), context)
-        result, pixel_size = to_host(volume.pixels), volume.pixel_size_angstrom
-    else:
-        stack = image.pixels if image.pixels.ndim == 3 else image.pixels[None]
-        pixels = backend.to_device(np.asarray(stack, dtype=np.float32))
-        ctfs = None if ctf is None else star.read_particle_ctf(ctf, len(stack))
-        done = run_particles(plan, Particles(pixels, Optics(pixel_size), ctf=ctfs), context)
-        result, pixel_size = to_host(done.pixels), done.optics.pixel_size_angstrom
     unfinished = target.with_name(f".{target.name}.part")
+    work = _Work(steps, source, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
     try:
-        mrc.write(
-            unfinished,
-            np.asarray(result, dtype=np.float32),
-            pixel_size_angstrom=pixel_size,
-            stack=lane == "particles",
-            label=f"streamprep: {', '.join(operations)}",
-            template=source,
-        )
+        if lane == "particles":
+            work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
+        elif ctf is not None:
+            raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
+        else:
+            work.on_map()
         unfinished.replace(target)  # whole or not at all, also where the target is the source
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
@@ -154,6 +144,67 @@ def apply(
         with contextlib.suppress(OSError):
             unfinished.unlink()
     return warnings
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done with one file."""
+
+    steps: tuple[Step, ...]
+    source: Path
+    target: Path
+    pixel_size_angstrom: float
+    label: str
+    context: Context
+    backend: Backend
+
+    def on_map(self) -> None:
+        pixels = self.backend.to_device(np.asarray(mrc.read(self.source).pixels, dtype=np.float32))
+        volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)
+        mrc.write(
+            self.target,
+            np.asarray(to_host(volume.pixels), dtype=np.float32),
+            pixel_size_angstrom=volume.pixel_size_angstrom,
+            stack=False,
+            label=self.label,
+            template=self.source,
+        )
+
+    def on_stack(self, ctf: tuple[Ctf, ...] | None) -> None:
+        """Part by part from file to file; where an operation asks for the whole stack, whole."""
+        threads = len(os.sched_getaffinity(0)) if self.backend.name == "cpu" else 1
+        per_image = all(step.operation.info.per_image for step in self.steps)
+        with mrc.StackReader(self.source) as reader, contextlib.ExitStack() as opened:
+            writer: mrc.StackWriter | None = None
+            total = reader.shape[0]
+
+            def take(start: int, stop: int) -> Particles:
+                images = np.empty((stop - start, *reader.shape[1:]), np.float32)
+                reader.read_into(start, images)
+                pixels = self.backend.to_device(images)
+                return Particles(pixels, Optics(self.pixel_size_angstrom), ctf=None if ctf is None else ctf[start:stop])
+
+            def give(start: int, part: Particles) -> None:
+                nonlocal writer
+                images = to_host(part.pixels)
+                if writer is None:
+                    shape = (total, *images.shape[1:])
+                    writer = opened.enter_context(
+                        mrc.StackWriter(
+                            self.target,
+                            shape,
+                            pixel_size_angstrom=part.optics.pixel_size_angstrom,
+                            label=self.label,
+                            template=self.source,
+                        )
+                    )
+                writer.write(start, images)
+
+            if per_image:
+                size = images_in_part(self.backend.to_device(np.empty((0, *reader.shape[1:]), np.float32)))
+                run_in_parts(self.steps, total, size, take, give, self.context, threads=threads)
+            else:
+                give(0, run_particles(Plan(self.steps, {}), take(0, total), self.context, threads=threads))
 
 
 def _head(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 from array_api_compat import array_namespace as _array_namespace
 from array_api_compat import device as array_device
 from array_api_compat import is_cupy_array, is_numpy_array
@@ -151,6 +151,11 @@ def _ducc0() -> Any:
     return ducc0.fft
 
 
+def fft_library() -> str:
+    """What computes Fourier transforms on the CPU, for messages."""
+    return "scipy" if _ducc0() is None else "ducc0"
+
+
 def rfft2(images: Array) -> Array:
     """Fourier transforms of real images over their last two axes, the half with fx ≥ 0: shape (…, ny, nx // 2 + 1)."""
     xp = array_namespace(images)
@@ -239,6 +244,30 @@ def owned(pixels: Array, in_place: bool) -> Array:
     """The same array where it may be overwritten and is float32, else a float32 copy."""
     xp = array_namespace(pixels)
     return xp.astype(pixels, xp.float32, copy=not in_place)
+
+
+def writable(pixels: Array) -> Array:
+    """The same array where it is float32 and can be overwritten, else a float32 copy that can."""
+    if is_numpy_array(pixels):
+        return np.require(pixels, np.float32, ["C", "W"])
+    return owned(pixels, in_place=True)
+
+
+CACHE_BYTES = 2 << 20
+"""Images worked on at a time on the CPU; with what the operations make of them they stay in the cache of a core."""
+GPU_SHARE = 1 / 24
+"""Of the free memory of a GPU that a part of a stack may take; the rest is for what the operations make of it."""
+
+
+def images_in_part(pixels: Array) -> int:
+    """How many images (n, ny, nx) to work on at a time where this array is."""
+    room = float(CACHE_BYTES)
+    if is_cupy_array(pixels):
+        import cupy
+
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        room = GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes())
+    return max(1, int(room / max(1, 4 * math.prod(pixels.shape[1:]))))
 
 
 def keep_freed_memory() -> None:

@@ -322,7 +322,8 @@ def item_started(item: str, job: int) -> None:
 def operation_finished(item: str, operation: str, seconds: float) -> None:
     """Say how long an operation took on an item.
 
-    When: after the item's commit, once per operation that ran. Example: feed a histogram.
+    When: after the item's commit, once per operation that ran, with the time of all its calls together. Example: feed
+    a histogram.
     """
 
 

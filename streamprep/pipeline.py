@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from streamprep.arrays import Backend, to_host
+from streamprep.arrays import Backend, array_namespace, images_in_part, to_host, writable
 from streamprep.config import Config, explain
 from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
 from streamprep.model import (
@@ -110,26 +113,38 @@ class OperationError(StreamprepError):
         self.operation = operation
 
 
-class Flags:
-    """What operations say of single images of a part of a stack."""
+class Said:
+    """What operations say of one part of a stack, to be told once the others are done, too."""
 
     def __init__(self) -> None:
-        self._said: list[tuple[str, Array]] = []
+        self._flags: list[tuple[str, Array]] = []
+        self._texts: dict[tuple[str, str], None] = {}
 
-    def __call__(self, images: Array, text: str) -> None:
-        """Note what is said of the images that a boolean array names."""
-        self._said.append((text, images))
+    def heard_in(self, context: Context, **changes: Any) -> Context:
+        """The context for operations on this part."""
+        return replace(
+            context,
+            flag=lambda images, text: self._flags.append((text, images)),
+            warn=self._listener("warn"),
+            note=self._listener("note"),
+            remark=self._listener("remark"),
+            **changes,
+        )
+
+    def _listener(self, how: str) -> Callable[[str], None]:
+        return lambda text: self._texts.setdefault((how, text))
 
     @staticmethod
-    def messages(parts: Sequence[Flags], total: int, label: Label) -> Iterator[str]:
-        """One message for each thing said, in the order in which they were said, of all parts of a stack together."""
+    def tell(parts: Sequence[Said], total: int, context: Context) -> None:
+        """Pass on what was said of all parts together: images are counted, equal texts told once."""
         counts: dict[str, int] = {}
-        for part in parts:
-            for text, images in part._said:
-                counts[text] = counts.get(text, 0) + int(np.count_nonzero(to_host(images)))
+        for text, images in chain.from_iterable(part._flags for part in parts):
+            counts[text] = counts.get(text, 0) + int(np.count_nonzero(to_host(images)))
         for text, count in counts.items():
             if count:
-                yield f"{count} of {total} {label} images {text}"
+                context.warn(f"{count} of {total} {context.label} images {text}")
+        for how, text in dict.fromkeys(chain.from_iterable(part._texts for part in parts)):
+            getattr(context, how)(text)
 
 
 def resolve(config: Config, plugins: Plugins) -> Plan:
@@ -366,25 +381,144 @@ def run_stack(
     return ItemResult(context.item, generation, None, {}, {particles.label: particles})
 
 
-def run_particles(plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer) -> Particles:
-    """Run the particle operations on a stack, on the backend that its pixels are on."""
-    for step in plan.lane("particles"):
+def run_particles(
+    plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer, threads: int = 1
+) -> Particles:
+    """Run the particle operations on a stack, on the backend that its pixels are on; they are overwritten."""
+    for per_image, group in groupby(plan.lane("particles"), lambda step: step.operation.info.per_image):
         if not len(particles):
             break
-        size = int(particles.pixels.shape[-1])
-        pixel = particles.optics.pixel_size_angstrom
-        check_params(step, size_px=size, pixel_size_angstrom=pixel, where=str(context.item.path))
-        made: Particles | None = _run(step, context, Particles, timer, particles=particles)
-        if made is None:
+        steps = tuple(group)
+        if not per_image:
+            for step in steps:
+                particles = _run_step(step, particles, context, timer)
             continue
-        said = (made.coordinates, made.ctf, made.optics_columns or None, *made.columns.values())
-        rows = next((len(values) for values in said if values is not None and len(values) != len(made)), len(made))
-        if len(made.pixels.shape) != 3 or len(made) != rows:
-            raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
-        if particles.pixels.shape[1] == particles.pixels.shape[2]:  # `apply` takes micrographs, too, as they are
-            _check_square(step, made)
-        particles = made
+        whole = particles.with_pixels(writable(particles.pixels))
+        done: dict[int, Particles] = {}
+
+        def take(start: int, stop: int, whole: Particles = whole, done: dict[int, Particles] = done) -> Particles:
+            done[start] = whole.part(start, stop)
+            return done[start]
+
+        def give(start: int, part: Particles, done: dict[int, Particles] = done) -> None:
+            there = done[start].pixels
+            if part.pixels is not there and part.pixels.shape == there.shape:  # it was not worked on in place
+                there[...] = part.pixels
+                part = part.with_pixels(there)
+            done[start] = part
+
+        run_in_parts(steps, len(whole), images_in_part(whole.pixels), take, give, context, timer=timer, threads=threads)
+        particles = _joined(whole, [done[start] for start in sorted(done)])
     return particles
+
+
+def run_in_parts(
+    steps: Sequence[Step],
+    total: int,
+    size: int,
+    take: Callable[[int, int], Particles],
+    give: Callable[[int, Particles], None],
+    context: Context,
+    *,
+    timer: Timer = _no_timer,
+    threads: int = 1,
+) -> None:
+    """Run operations that work on each image alone, all of them on one part of a stack after the other.
+
+    Parameters
+    ----------
+    steps
+        Their operations are ``per_image``.
+    total, size
+        Images of the stack, and of a part.
+    take
+        Makes the particles from a first index to before another; their pixels may be overwritten. The first part is
+        taken and given alone, then it is called from all threads.
+    give
+        Receives the index of a part's first image and what was made of it.
+    context, timer
+        As of `run_micrograph`.
+    threads
+        How many parts are worked on at a time.
+
+    Raises
+    ------
+    OperationError
+        An operation returns something of a wrong type or shape, or fewer images than it was given.
+    """
+    said: dict[int, Said] = {}
+
+    def run(start: int) -> None:
+        said[start] = Said()
+        there = said[start].heard_in(context, first_image=start)
+        part = take(start, min(start + size, total))
+        given = len(part)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # operations flag what comes of it
+            for step in steps:
+                part = _run_step(step, part, there, timer)
+                if len(part) != given:
+                    said_of = f"returned {len(part)} images for {given}; what is per_image cannot drop or add any"
+                    raise OperationError(step.name, said_of)
+        give(start, part)
+
+    starts = range(0, total, size)
+    for start in starts[:1]:
+        run(start)
+    if threads > 1 and len(starts) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            deque(pool.map(run, starts[1:]), maxlen=0)
+    else:
+        for start in starts[1:]:
+            run(start)
+    Said.tell([said[start] for start in starts], total, context)
+
+
+def _run_step(step: Step, particles: Particles, context: Context, timer: Timer) -> Particles:
+    size = int(particles.pixels.shape[-1])
+    pixel = particles.optics.pixel_size_angstrom
+    check_params(step, size_px=size, pixel_size_angstrom=pixel, where=str(context.item.path))
+    made: Particles | None = _run(step, context, Particles, timer, particles=particles)
+    if made is None:
+        return particles
+    said = (made.coordinates, made.ctf, made.optics_columns or None, *made.columns.values())
+    rows = next((len(values) for values in said if values is not None and len(values) != len(made)), len(made))
+    if len(made.pixels.shape) != 3 or len(made) != rows:
+        raise OperationError(step.name, f"returned pixels of shape {tuple(made.pixels.shape)} for {rows} particles")
+    if particles.pixels.shape[1] == particles.pixels.shape[2]:  # `apply` takes micrographs, too, as they are
+        _check_square(step, made)
+    return made
+
+
+def _joined(whole: Particles, parts: Sequence[Particles]) -> Particles:
+    """One stack of its parts again."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(
+        (part.optics, part.label, part.phase_flipped, set(part.columns))
+        != (first.optics, first.label, first.phase_flipped, set(first.columns))
+        for part in parts
+    ):
+        raise OperationError("a per_image operation", "gave parts of a stack different optics, flags or columns")
+    pixels = whole.pixels
+    if first.pixels.shape[1:] != pixels.shape[1:]:
+        pixels = array_namespace(pixels).concat([part.pixels for part in parts])
+    coordinates = first.coordinates
+    if coordinates is not None:
+        placed = [part.coordinates for part in parts if part.coordinates is not None]
+        coordinates = replace(
+            coordinates,
+            xy_px=np.concatenate([part.xy_px for part in placed]),
+            columns={name: np.concatenate([part.columns[name] for part in placed]) for name in coordinates.columns},
+        )
+    return replace(
+        first,
+        pixels=pixels,
+        coordinates=coordinates,
+        ctf=None if first.ctf is None else tuple(chain.from_iterable(part.ctf or () for part in parts)),
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns},
+        optics_columns=tuple(chain.from_iterable(part.optics_columns for part in parts)),
+    )
 
 
 def _check_square(step: Step, made: Particles) -> None:

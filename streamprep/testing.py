@@ -36,7 +36,7 @@ import numpy.typing as npt
 from streamprep import Context, Coordinates, Ctf, Item, Map, Micrograph, Optics, Particles
 from streamprep.arrays import array_namespace, choose_backend, to_host
 from streamprep.model import Array
-from streamprep.pipeline import Flags
+from streamprep.pipeline import Said
 
 try:
     import pytest
@@ -342,9 +342,9 @@ def run_operation(
         warnings.append(message)
         also(message)
 
-    flags = Flags()
-    told = replace(context, operation=info.name, warn=warn, remark=warn, flag=flags)
-    given |= {"params": params, "ctx": told}
+    said = Said()
+    context = replace(context, warn=warn, remark=warn)
+    given |= {"params": params, "ctx": said.heard_in(context, operation=info.name)}
     wanted = list(inspect.signature(function).parameters)
     lacking = [name for name in wanted if name not in given]
     if lacking:
@@ -353,8 +353,7 @@ def run_operation(
         given |= {name: piece.with_pixels(piece.pixels + 0) for name, piece in given.items() if name == "particles"}
     result = function(**{name: given[name] for name in wanted})
     total = next((len(piece) for piece in pieces if isinstance(piece, Particles)), 0)
-    for message in Flags.messages([flags], total, context.label):
-        warn(message)
+    Said.tell([said], total, context)
     expected = RESULT[info.hook]
     if result is not None and not isinstance(result, expected):
         raise TypeError(f"{info.name} returned {type(result).__name__}, not {expected.__name__} or None")

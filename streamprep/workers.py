@@ -21,14 +21,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
 from streamprep import formats
-from streamprep.arrays import Backend, choose_backend
+from streamprep.arrays import Backend, choose_backend, keep_freed_memory
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
@@ -162,6 +162,7 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    keep_freed_memory()
     try:
         plugins = load_plugins(block=config.plugins.block)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
@@ -188,24 +189,22 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
     if isinstance(_worker, Outcome):
         return _worker
     started = time.perf_counter()
-    timings: list[tuple[str, float]] = []
-    warnings: list[str] = []
-    notes: list[str] = []
+    timings: dict[str, float] = {}
+    heard: dict[str, list[str]] = {"warn": [], "note": [], "remark": []}
     running: list[str] = []
 
     @contextlib.contextmanager
     def timer(name: str) -> Iterator[None]:
         running.append(name)
-        _note_running(job, name)
+        noted.write(name)
         begun = time.perf_counter()
         yield
-        timings.append((name, time.perf_counter() - begun))
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - begun
         running.pop()
 
+    noted = _Noted(job.folder / RUNNING if isinstance(job, ItemJob) else None)
     try:
-        made = (
-            _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, warnings, notes)
-        )
+        made = _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, heard)
     except Reject as reject:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except _Stale as stale:
@@ -228,25 +227,41 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
         if operation is not None and not isinstance(error, OperationError):
             said = f"{operation}: {said}"
         made = Outcome("failed", said, operation, traceback.format_exc())
+    finally:
+        noted.close()
     return replace(
         made,
-        warnings=tuple(warnings),
-        notes=tuple(notes),
-        timings=tuple(timings),
+        warnings=tuple(heard["warn"]),
+        notes=tuple(heard["note"]),
+        remarks=(*made.remarks, *heard["remark"]),
+        timings=tuple(timings.items()),
         seconds=time.perf_counter() - started,
     )
 
 
-def _note_running(job: TableJob | ItemJob, name: str) -> None:
-    """Leave the name of the operation that begins where the daemon finds it if this process does not survive it."""
-    if isinstance(job, ItemJob):
-        (job.folder / RUNNING).write_text(name, encoding="utf-8", errors="backslashreplace")
+class _Noted:
+    """Leaves the name of the operation that begins where the daemon finds it if this process does not survive it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def write(self, name: str) -> None:
+        if self._file is None:
+            if self._path is None:
+                return
+            self._file = self._path.open("wb", buffering=0)
+        os.pwrite(self._file.fileno(), name.encode(errors="backslashreplace") + b"\n", 0)  # a longer one's end may stay
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def last_running(folder: Path) -> str | None:
     """The operation that a job was at when its worker was lost; None where it had not come to any."""
     try:
-        return (folder / RUNNING).read_text(encoding="utf-8") or None
+        return (folder / RUNNING).read_text(encoding="utf-8").partition("\n")[0] or None
     except (OSError, ValueError):
         return None
 
@@ -309,8 +324,7 @@ def _process(
     worker: _Worker,
     job: ItemJob,
     timer: Callable[[str], contextlib.AbstractContextManager[None]],
-    warnings: list[str],
-    notes: list[str],
+    heard: Mapping[str, list[str]],
 ) -> Outcome:
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", f"the {job.item.kind} file changed before it was read")
@@ -335,8 +349,9 @@ def _process(
         job.item,
         companions={wanted.kind: path for wanted, path in job.inputs},
         read_image=read_image,
-        warn=warnings.append,
-        note=notes.append,
+        warn=heard["warn"].append,
+        note=heard["note"].append,
+        remark=heard["remark"].append,
     )
     ctf, coordinates, rows = found.get("ctf"), found.get("coordinates"), found.get("rows")
     ctf = ctf if isinstance(ctf, Ctf) else None

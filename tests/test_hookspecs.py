@@ -119,7 +119,9 @@ def test_life_cycle_hooks_see_a_session(tmp_path: Path) -> None:
         "run_started 4",
         "item_started Micrographs/mic_0001",
         "operation_finished pick_noise",
-        *["operation_finished extract", "operation_finished normalize", "operation_finished invert"] * 2,
+        "operation_finished extract",
+        "operation_finished normalize",
+        "operation_finished invert",
         "item_finished Micrographs/mic_0001 done",
         "run_stopped finished",
     ]

@@ -21,21 +21,37 @@ def background_mask(ny: int, nx: int, radius_px: int) -> npt.NDArray[np.bool_]:
     return np.asarray(y * y + x * x >= radius_px * radius_px)
 
 
-def plane_basis(ny: int, nx: int, radius_px: int) -> FloatArray:
-    """Three orthonormal images that span the planes a·x + b·y + c over the background; shape (3, ny·nx).
+def plane_axes(ny: int, nx: int) -> tuple[FloatArray, FloatArray]:
+    """y and x of an image's rows and columns, from the origin pixel, in units of its sides."""
+    return (np.arange(ny) - ny // 2) / max(ny, 1), (np.arange(nx) - nx // 2) / max(nx, 1)
 
-    Orthonormal over the background pixels, so the least-squares plane of an image v is ``sum_k <v, b_k>_bg · b_k``
-    with b_k continued over the whole image: no normal equations, no loss of digits. Where the background is too
-    small to span a plane, the directions it does not hold are zero.
+
+def plane_solver(ny: int, nx: int, radius_px: int) -> FloatArray:
+    """Matrix that makes the least-squares plane of an image's background from three sums over it.
+
+    Returns
+    -------
+    FloatArray
+        Shape (3, 3), symmetric. With y, x of `plane_axes` and the sums of v, x·v and y·v over the background pixels
+        of an image v, ``matrix @ sums`` are a, b, c of the plane a + b·x + c·y. Where the background is too small to
+        span a plane, the directions that it does not hold are zero.
+
+    Notes
+    -----
+    The inverse of the normal equations by orthonormal planes (Gram-Schmidt, twice is enough: Kahan and Parlett).
     """
-    y, x = np.mgrid[:ny, :nx].astype(np.float64)
-    design = np.stack([np.ones(ny * nx), (x - nx // 2).ravel() / max(nx, 1), (y - ny // 2).ravel() / max(ny, 1)])
-    inside = background_mask(ny, nx, radius_px).ravel()
-    basis: list[FloatArray] = []
-    for row in design:
-        for _ in range(2):  # Gram-Schmidt, twice is enough (Kahan and Parlett)
-            for made in basis:
-                row = row - (row[inside] @ made[inside]) * made
-        norm = float(np.sqrt(row[inside] @ row[inside])) if inside.any() else 0.0
-        basis.append(row / norm if norm > 1e-9 else np.zeros_like(row))
-    return np.stack(basis)
+    y, x = plane_axes(ny, nx)
+    inside = background_mask(ny, nx, radius_px)
+    design = np.stack([np.ones((ny, nx)), np.broadcast_to(x, (ny, nx)), np.broadcast_to(y[:, None], (ny, nx))])[
+        :, inside
+    ]
+    made: list[tuple[FloatArray, FloatArray]] = []
+    for factors, values in zip(np.eye(3), design, strict=True):
+        for _ in range(2):
+            for known_factors, known_values in made:
+                common = float(values @ known_values)
+                factors, values = factors - common * known_factors, values - common * known_values
+        norm = float(np.sqrt(values @ values))
+        if norm > 1e-9:
+            made.append((factors / norm, values / norm))
+    return np.sum([np.outer(factors, factors) for factors, _ in made], axis=0) if made else np.zeros((3, 3))

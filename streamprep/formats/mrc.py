@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import math
+import os
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -267,6 +270,123 @@ def _unpack(data: npt.NDArray[np.uint8], nx: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[:, :nx])
 
 
+class StackReader:
+    """Images of a stack in float32, part by part.
+
+    Parameters
+    ----------
+    path
+        A complete file.
+
+    Raises
+    ------
+    InputError
+        As of `read`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header = read_header(path)
+        self.shape = (header.nz, header.ny, header.nx)
+        self.pixel_size_angstrom = header.pixel_size_angstrom or None
+        self._stored = np.dtype(header.byte_order + MODES[header.mode])
+        self._offset = HEADER_BYTES + header.extended_bytes
+        with path.open("rb") as file:
+            packed = compression(file.read(16)) is not None
+        in_parts = not packed and header.mode != PACKED and header.axes == (1, 2, 3)
+        self._whole = None if in_parts else read(path).pixels.reshape(self.shape)
+        self._file = path.open("rb", buffering=0)
+
+    def __enter__(self) -> StackReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read_into(self, start: int, images: npt.NDArray[np.float32]) -> None:
+        """Images from ``start`` on, as many as there is room for; may be called from several threads.
+
+        Raises
+        ------
+        InputError
+            The file became shorter.
+        """
+        stop = start + len(images)
+        if self._whole is not None:
+            images[...] = self._whole[start:stop]
+            return
+        straight = self._stored == images.dtype and images.flags.c_contiguous
+        room = images if straight else np.empty(images.shape, self._stored)
+        place = self._offset + start * math.prod(self.shape[1:]) * self._stored.itemsize
+        view, filled = memoryview(room.reshape(-1).view(np.uint8).data), 0
+        while filled < len(view):
+            try:
+                got = os.preadv(self._file.fileno(), [view[filled:]], place + filled)
+            except OSError as error:
+                raise InputError(self.path, f"cannot be read: {error.strerror}") from error
+            if not got:
+                raise InputError(self.path, "it became shorter while it was read")
+            filled += got
+        if not straight:
+            images[...] = room
+
+
+class StackWriter:
+    """A stack of images that is written part by part, in any order, from several threads; see `write`.
+
+    Leaving the ``with`` block without an error writes the header's statistics.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        pixel_size_angstrom: float,
+        label: str = "streamprep",
+        template: Path | None = None,
+    ) -> None:
+        if not shape[0]:
+            raise ValueError("an MRC file cannot hold zero images")
+        with mrcfile.new(path, overwrite=True) as file:
+            file.set_data(np.zeros((1, *shape[1:]), dtype))
+            file.set_image_stack()
+            _describe(file, shape, pixel_size_angstrom, label, template)
+            self._offset = HEADER_BYTES + int(file.header.nsymbt)
+            self._dtype = file.data.dtype
+        self._shape = shape
+        self._statistics: dict[int, _Statistics] = {}
+        self._file = path.open("r+b", buffering=0)
+
+    def __enter__(self) -> StackWriter:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        with self._file:
+            if error is None:
+                self._finish()
+
+    def write(self, start: int, images: npt.NDArray[Any]) -> None:
+        """Put images at ``start``."""
+        stored = np.ascontiguousarray(images, self._dtype)
+        self._statistics[start] = _Statistics.of(stored)
+        place = self._offset + start * math.prod(self._shape[1:]) * self._dtype.itemsize
+        view = memoryview(stored.reshape(-1).view(np.uint8).data)
+        while view:
+            done = os.pwrite(self._file.fileno(), view, place)
+            view, place = view[done:], place + done
+
+    def _finish(self) -> None:
+        written = [self._statistics[start] for start in sorted(self._statistics)]
+        if sum(part.count for part in written) != math.prod(self._shape):
+            raise ValueError(f"not all of the {self._shape[0]} images were written")
+        raw = np.frombuffer(os.pread(self._file.fileno(), HEADER_BYTES, 0), HEADER_DTYPE).copy()
+        raw["nz"] = self._shape[0]
+        _Statistics.together(written).put_into(raw[0])
+        os.pwrite(self._file.fileno(), raw.tobytes(), 0)
+
+
 def write(
     path: Path,
     data: npt.NDArray[Any],
@@ -295,40 +415,77 @@ def write(
         The MRC file that the data were made from. Its labels are kept; where the shape is still its own, its origin,
         start, and extended header, too, and of a volume the space group, cell and sampling.
     """
-    if stack and not len(data):
-        raise ValueError("an MRC file cannot hold zero images")
+    shape = (len(data), *data.shape[1:])
+    if stack:
+        with StackWriter(
+            path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, label=label, template=template
+        ) as writer:
+            for start, images in _parts(data):
+                writer.write(start, images)
+        return
     with mrcfile.new(path, overwrite=True) as file:
         with np.errstate(over="ignore"):  # of statistics that are made anew below
             file.set_data(data)
-        if stack:
-            file.set_image_stack()
-        else:
-            file.set_volume()
-        file.voxel_size = pixel_size_angstrom
-        _true_statistics(file.header, data)
-        labels = [] if template is None else _keep(file, template, pixel_size_angstrom)
-        labels = [*labels[: LABELS - 1], label.encode("ascii", "replace")[:79]]
-        file.header.label[:] = b""
-        file.header.label[: len(labels)] = labels
-        file.header.nlabl = len(labels)
+        file.set_volume()
+        _describe(file, shape, pixel_size_angstrom, label, template)
+        _Statistics.together([_Statistics.of(sections) for _, sections in _parts(data)]).put_into(file.header)
 
 
-def _true_statistics(header: Any, data: npt.NDArray[Any]) -> None:
-    """Least, greatest, mean and standard deviation (ddof = 0), summed in float64: mrcfile sums in float32."""
-    sections = data.reshape(len(data), -1)
-    near = float(sections[0].mean(dtype=np.float64))  # so that the difference of squares loses no digits
-    total = squares = 0.0
-    away = np.empty(sections.shape[1])
-    for section in sections:
-        np.subtract(section, near, out=away, dtype=np.float64)
-        total += float(away.sum())
-        squares += float(np.square(away, out=away).sum())
-    mean = total / data.size
-    header.dmin, header.dmax = data.min(), data.max()
-    header.dmean, header.rms = near + mean, max(squares / data.size - mean**2, 0.0) ** 0.5
+def _parts(data: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Some sections at a time, about as many as fit into a core's cache."""
+    step = max(1, (1 << 20) // max(1, data[0].nbytes))
+    return ((start, data[start : start + step]) for start in range(0, len(data), step))
 
 
-def _keep(file: Any, template: Path, pixel_size_angstrom: float) -> list[bytes]:
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """What an MRC header says of values: mean and standard deviation (ddof = 0) summed as in float64."""
+
+    count: int
+    least: float
+    greatest: float
+    mean: float
+    squares: float
+    """Sum of squared deviations from the mean."""
+
+    @classmethod
+    def of(cls, sections: npt.NDArray[Any]) -> _Statistics:
+        """Of sections (n, ny, nx): short sums in float32 of what differs from one of the values, added in float64."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            near = np.float32(sections.flat[0])
+            away = np.subtract(sections, near, dtype=np.float32)
+            mean = float(away.sum(axis=-1).sum(dtype=np.float64)) / away.size
+            away -= np.float32(mean)
+            rest = float(away.sum(axis=-1).sum(dtype=np.float64)) / away.size  # of rounding, so that none is left
+            squares = float(np.vecdot(away, away).sum(dtype=np.float64)) - away.size * rest**2
+            found = float(near) + float(np.float32(mean)) + rest
+        return cls(away.size, float(sections.min()), float(sections.max()), found, squares)
+
+    @classmethod
+    def together(cls, parts: Sequence[_Statistics]) -> _Statistics:
+        count = sum(part.count for part in parts)
+        mean = parts[0].mean + sum(part.count * (part.mean - parts[0].mean) for part in parts) / count
+        squares = sum(part.squares + part.count * (part.mean - mean) ** 2 for part in parts)
+        least, greatest = min(part.least for part in parts), max(part.greatest for part in parts)
+        return cls(count, least, greatest, mean, squares)
+
+    def put_into(self, header: Any) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            header["dmin"], header["dmax"] = self.least, self.greatest
+            header["dmean"], header["rms"] = self.mean, max(self.squares / self.count, 0.0) ** 0.5
+
+
+def _describe(file: Any, shape: tuple[int, ...], pixel_size_angstrom: float, label: str, template: Path | None) -> None:
+    """The voxel size, the labels, and what the template has beside."""
+    file.voxel_size = pixel_size_angstrom
+    labels = [] if template is None else _keep(file, shape, template, pixel_size_angstrom)
+    labels = [*labels[: LABELS - 1], label.encode("ascii", "replace")[:79]]
+    file.header.label[:] = b""
+    file.header.label[: len(labels)] = labels
+    file.header.nlabl = len(labels)
+
+
+def _keep(file: Any, shape: tuple[int, ...], template: Path, pixel_size_angstrom: float) -> list[bytes]:
     """Take over what the template's header says beyond sizes and statistics; returns its labels."""
     said = read_header(template)
     with template.open("rb") as opened:
@@ -339,7 +496,7 @@ def _keep(file: Any, template: Path, pixel_size_angstrom: float) -> list[bytes]:
     sides = {1: said.nx, 2: said.ny, 3: said.nz}
     axes = [said.axes.index(axis) + 1 for axis in (1, 2, 3)]  # where in the template x, y and z are
     header = file.header
-    if [int(header[name]) for name in ("nx", "ny", "nz")] == [sides[axis] for axis in axes]:
+    if list(reversed(shape)) == [sides[axis] for axis in axes]:
         for to, axis in zip("xyz", axes, strict=True):
             header[f"n{to}start"] = found[f"n{'xyz'[axis - 1]}start"]
         scale = pixel_size_angstrom / (said.pixel_size_angstrom or pixel_size_angstrom)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from streamprep import Context, Params, Particles, operation
-from streamprep.arrays import array_namespace, cached_filter
-from streamprep.em.background import background_mask, plane_basis
+from streamprep.arrays import array_namespace, cached_filter, owned
+from streamprep.em.background import background_mask, plane_axes, plane_solver
 from streamprep.model import Array, FloatArray
 
 Method = Literal["old", "new", "ramp"]
@@ -18,8 +19,8 @@ Method = Literal["old", "new", "ramp"]
 CONSTANT_BELOW = 1e-6
 """An image whose deviation is smaller holds no signal to scale."""
 
-CHUNK_PIXELS = 1 << 17
-"""Pixels worked on at a time: 1 MiB of float64, which stays in the cache of one core."""
+ROUNDING = 2.5e-7
+"""Of the values of an image, what float32 may lose: a deviation below that is no signal."""
 
 
 class Normalize(Params):
@@ -45,19 +46,33 @@ class Normalize(Params):
 
 
 @cached_filter
-def _projectors(ny: int, nx: int, method: Method, radius_px: int) -> FloatArray:
-    """Rows: the basis images, the same over the background only, and the weights whose sum of squares is a variance."""
-    inside = np.ones((ny, nx), dtype=bool) if method == "old" else background_mask(ny, nx, radius_px)
-    flat = inside.ravel().astype(np.float64)
+def _weights(ny: int, nx: int, radius_px: int) -> npt.NDArray[np.float32]:
+    """1 where the background is and 0 elsewhere, the same times x, shape (2, ny, nx)."""
+    inside = background_mask(ny, nx, radius_px)
+    return np.stack([inside, inside * plane_axes(ny, nx)[1]]).astype(np.float32)
+
+
+@cached_filter
+def _axis(ny: int, nx: int, axis: int) -> FloatArray:
+    return plane_axes(ny, nx)[axis]
+
+
+@cached_filter
+def _solver(ny: int, nx: int, radius_px: int, method: Method) -> FloatArray:
+    """From sums over the background (of v, x·v and y·v) to the plane, or the constant, that is subtracted."""
     if method == "ramp":
-        basis = plane_basis(ny, nx, radius_px)
-    else:
-        basis = np.full((1, ny * nx), 1 / np.sqrt(max(flat.sum(), 1.0)))
-    degrees = max(flat.sum() - (0 if method == "old" else 1), 1.0)
-    return np.concatenate([basis, basis * flat, flat[None] / degrees])
+        return plane_solver(ny, nx, radius_px)
+    return np.diag([1 / max(_count(ny, nx, radius_px), 1), 0.0, 0.0])
 
 
-def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: int = -1) -> tuple[Array, Array]:
+@cache
+def _count(ny: int, nx: int, radius_px: int) -> int:
+    return int(background_mask(ny, nx, radius_px).sum())
+
+
+def normalize(
+    pixels: Array, *, method: Method = "ramp", background_radius_px: int = -1, in_place: bool = False
+) -> tuple[Array, Array]:
     """Normalise each image of a stack.
 
     Parameters
@@ -70,18 +85,21 @@ def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: i
         background's std after that, ddof = 1.
     background_radius_px
         Background: r² ≥ radius², from the origin pixel (ny // 2, nx // 2). ≤ 0 means nx // 2.
+    in_place
+        Overwrite ``pixels``, which are float32.
 
     Returns
     -------
     normalised
         Shape (n, ny, nx), float32.
     constant
-        Shape (n,), bool: images whose deviation is below 1e-6, left at mean zero, and those that hold values that are
-        not finite, which have none.
+        Shape (n,), bool: images whose deviation is below 1e-6, or below what rounding leaves; at mean zero, not
+        scaled. And those that hold values that are not finite; nothing of them is finite.
 
     Notes
     -----
-    All sums are in float64. The formulas are those of Xmipp 3's normalisation (OldXmipp, NewXmipp, Ramp).
+    The formulas are those of Xmipp 3's normalisation (OldXmipp, NewXmipp, Ramp). Sums are of what differs from a value
+    amid the image's own, of a row in float32, of rows in float64: as exact as float64 for values far from zero, too.
 
     Examples
     --------
@@ -91,45 +109,42 @@ def normalize(pixels: Array, *, method: Method = "ramp", background_radius_px: i
     >>> [round(float(v), 4) + 0 for v in (done.mean(), done.std())], constant.tolist()
     ([0.0, 1.0], [False, False])
     """
+    pixels = owned(pixels, in_place)
     xp = array_namespace(pixels)
-    n, ny, nx = (int(length) for length in pixels.shape)
-    radius = background_radius_px if background_radius_px > 0 else nx // 2
-    rows = _projectors(ny, nx, method, radius, like=pixels)
-    terms = (int(rows.shape[0]) - 1) // 2
-    basis, onto = rows[:terms, :], xp.matrix_transpose(rows[terms : 2 * terms, :])
-    weight = rows[2 * terms, :]
+    _, ny, nx = (int(length) for length in pixels.shape)
+    radius = 0 if method == "old" else background_radius_px if background_radius_px > 0 else nx // 2
+    weights = _weights(ny, nx, radius, like=pixels)
+    y, x = (_axis(ny, nx, axis, like=pixels) for axis in (0, 1))
 
-    normalised = xp.empty_like(pixels, dtype=xp.float32)
-    flags = []
-    step = max(1, CHUNK_PIXELS // (ny * nx))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        chunk = xp.astype(pixels[start:stop, :, :], xp.float64)
-        flat = xp.reshape(chunk, (int(chunk.shape[0]), ny * nx))
-        flat = flat - (flat @ onto) @ basis
-        deviation = xp.sqrt((flat * flat) @ weight)
-        constant = xp.logical_not(deviation >= CONSTANT_BELOW)
-        flat = flat / xp.where(constant, xp.ones_like(deviation), deviation)[:, None]
-        normalised[start:stop, :, :] = xp.astype(xp.reshape(flat, chunk.shape), xp.float32)
-        flags.append(constant)
-    empty = partial(xp.zeros, 0, dtype=xp.bool)
-    return normalised, xp.concat(flags) if flags else empty()
+    near = xp.mean(pixels[:, :: max(1, ny // 32), :], axis=(1, 2))
+    pixels -= near[:, None, None]
+    rows = xp.astype(xp.vecdot(pixels, weights[0, ...]), xp.float64)
+    sums = [xp.sum(rows, axis=1), xp.zeros_like(rows[:, 0]), rows @ y]
+    if method == "ramp":
+        sums[1] = xp.sum(xp.astype(xp.vecdot(pixels, weights[1, ...]), xp.float64), axis=1)
+    plane = xp.stack(sums, axis=1) @ _solver(ny, nx, radius, method, like=pixels)
+    pixels -= xp.astype(plane[:, :1] + plane[:, 2:] * y, xp.float32)[:, :, None]
+    if method == "ramp":
+        pixels -= xp.astype(plane[:, 1:2] * x, xp.float32)[:, None, :]
+
+    weighted = pixels if method == "old" else pixels * weights[0, ...]
+    squares = xp.sum(xp.astype(xp.vecdot(weighted, pixels), xp.float64), axis=1)
+    deviation = xp.sqrt(squares / max(_count(ny, nx, radius) - (0 if method == "old" else 1), 1))
+    lost = ROUNDING * (xp.abs(xp.astype(near, xp.float64)) + xp.sum(xp.abs(plane), axis=1))
+    constant = xp.logical_not(deviation >= xp.where(lost > CONSTANT_BELOW, lost, CONSTANT_BELOW))
+    scale = 1 / xp.where(constant, xp.ones_like(deviation), deviation)
+    pixels *= xp.astype(scale, xp.float32)[:, None, None]
+    return pixels, constant
 
 
-@operation("process_particles", order=30, params=Normalize, name="normalize")
+@operation("process_particles", order=30, params=Normalize, name="normalize", per_image=True)
 def normalize_particles(particles: Particles, params: Normalize, ctx: Context) -> Particles:
     """Normalise particle images."""
-    normalised, constant = normalize(
-        particles.pixels, method=params.method, background_radius_px=params.background_radius_px
+    pixels, constant = normalize(
+        particles.pixels, method=params.method, background_radius_px=params.background_radius_px, in_place=True
     )
-    xp = array_namespace(constant)
-    count = int(xp.count_nonzero(constant))
-    broken = int(xp.count_nonzero(~xp.all(xp.isfinite(normalised), axis=(1, 2)))) if count else 0
-    if count > broken:
-        ctx.warn(f"{count - broken} of {len(particles)} {ctx.label} images are constant; they were left at mean zero")
-    if broken:
-        ctx.warn(
-            f"{broken} of {len(particles)} {ctx.label} images hold values that are not finite (NaN or infinite); they "
-            "could not be normalised"
-        )
-    return particles.with_pixels(normalised)
+    xp = array_namespace(pixels)
+    finite = xp.isfinite(pixels[:, 0, 0])
+    ctx.flag(xp.logical_and(constant, finite), "are constant; they were left at mean zero")
+    ctx.flag(xp.logical_not(finite), "hold values that are not finite (NaN or infinite); they could not be normalised")
+    return particles.with_pixels(pixels)

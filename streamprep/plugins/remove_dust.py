@@ -161,7 +161,7 @@ def _moments(pixels: Array, left_out: Array | None = None, counts: Array | None 
 
 
 def _sums(pixels: Array, left_out: Array | None, counts: Array | None) -> tuple[Array, Array]:
-    """As `_moments`, rows summed in the images' own precision, once their mean is subtracted."""
+    """As `_moments`, rows summed in the images' own precision, once a number near their mean is subtracted."""
     xp = array_namespace(pixels)
     count: Array = int(pixels.shape[1]) * int(pixels.shape[2])
     degrees: Array = max(count - 1, 1)
@@ -177,7 +177,10 @@ def _sums(pixels: Array, left_out: Array | None, counts: Array | None) -> tuple[
         return xp.sum(rows, axis=1, dtype=xp.float64)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        pivot = xp.astype(total(xp.vecdot(pixels, ones)) / count, pixels.dtype)
+        if left_out is None:
+            pivot = xp.mean(pixels[:, :: max(1, int(pixels.shape[1]) // 32), :], axis=(1, 2))
+        else:
+            pivot = xp.astype(total(xp.vecdot(pixels, ones)) / count, pixels.dtype)
         rest = pixels - pivot[:, None, None]
         if left_out is not None:
             put(rest, left_out, none)
