@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 from array_api_compat import array_namespace as _array_namespace
 from array_api_compat import device as array_device
 from array_api_compat import is_cupy_array, is_numpy_array
@@ -152,6 +152,11 @@ def _ducc0() -> Any:
     return ducc0.fft
 
 
+def fft_library() -> str:
+    """What computes Fourier transforms on the CPU, for messages."""
+    return "scipy" if _ducc0() is None else "ducc0"
+
+
 def rfft2(images: Array) -> Array:
     """Fourier transforms of real images over their last two axes, the half with fx ≥ 0: shape (…, ny, nx // 2 + 1)."""
     xp = array_namespace(images)
@@ -243,6 +248,21 @@ def sixteen_bits(words: Array) -> Array:
         return words.view(xp.uint16)
     parts = xp.stack([xp.astype((words >> shift) & 0xFFFF, xp.uint16) for shift in (0, 16, 32, 48)], axis=-1)
     return xp.reshape(parts, (*words.shape[:-1], 4 * words.shape[-1]))
+
+
+def put(array: Array, indices: Array, values: Array) -> None:
+    """Put ``values``, as many as indices or one, at flat ``indices`` (C order, ascending, each once), in place."""
+    xp = array_namespace(array)
+    if is_numpy_array(array) or is_cupy_array(array):
+        xp.put(array, indices, values)
+        return
+    if not indices.shape[0]:
+        return
+    places = xp.arange(math.prod(array.shape), dtype=indices.dtype, device=array_device(array))
+    nearest = xp.clip(xp.searchsorted(indices, places), max=int(indices.shape[0]) - 1)
+    meant = xp.take(indices, nearest) == places
+    placed = xp.take(xp.broadcast_to(values, indices.shape), nearest)
+    array[...] = xp.where(xp.reshape(meant, array.shape), xp.reshape(placed, array.shape), array)
 
 
 def owned(pixels: Array, in_place: bool) -> Array:

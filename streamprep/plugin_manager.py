@@ -22,10 +22,12 @@ LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
 BUILTIN_OPERATIONS = (
     "streamprep.plugins.pick_noise",
     "streamprep.plugins.extract",
+    "streamprep.plugins.remove_dust",
     "streamprep.plugins.randomize_phases",
     "streamprep.plugins.normalize",
     "streamprep.plugins.phase_flip",
     "streamprep.plugins.invert",
+    "streamprep.plugins.threshold",
 )
 BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")
 BUILTIN_FORMATS = ("streamprep.formats",)
