@@ -16,6 +16,7 @@ from streamprep.arrays import (
     choose_backend,
     fft_library,
     irfft2,
+    negate_by_sign,
     negate_where,
     put,
     replace_where,
@@ -292,3 +293,19 @@ def test_values_are_put_at_flat_indices(backend: ArrayBackend, indices: list[int
     put(array, backend.asarray(np.array(indices, dtype=np.int64)), backend.asarray(np.float32(7)))
     expected[indices] = 7
     np.testing.assert_array_equal(backend.to_host(array), expected.reshape(before.shape))
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_negating_by_signs_is_negating_where_they_are_negative(backend: ArrayBackend) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(2, 5, 7)) + 1j * rng.normal(size=(2, 5, 7))).astype(np.complex64)
+    signs = rng.uniform(-0.5, 0.5, size=(2, 5, 7))
+    signs[0, 0] = 0
+    signs[1, 0] = [-0.5, 0.5, -1e-300, 1e-300, -1, 1, 0]
+    array = backend.asarray(np.concatenate([values, values], axis=2))[:, 1:, 3:10]  # no contiguous part
+    given = backend.to_host(array).copy()
+    negate_by_sign(array, backend.asarray(signs[:, 1:, :]))
+    np.testing.assert_array_equal(backend.to_host(array), np.where(signs[:, 1:] < 0, -given, given))
+    whole = backend.asarray(values.copy())
+    negate_by_sign(whole, backend.asarray(signs))
+    np.testing.assert_array_equal(backend.to_host(whole), np.where(signs < 0, -values, values))

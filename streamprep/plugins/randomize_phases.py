@@ -49,6 +49,11 @@ def randomize_phases(pixels: Array, images: Array, *, key: int, cutoff: float, i
         Shape (n, ny, nx), float32, of the same amplitude spectrum. An image that holds values that are not finite
         becomes NaN as a whole.
 
+    Notes
+    -----
+    Each term beyond the cutoff is multiplied by exp(2πi u), u uniform; terms of opposite frequencies by conjugates,
+    those that are their own opposite by 1 or −1. Chen and others (2013) test for overfitting with such images.
+
     Examples
     --------
     >>> import numpy as np
