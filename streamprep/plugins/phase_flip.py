@@ -71,8 +71,8 @@ def phase_flip(pixels: Array, ctfs: Sequence[Ctf], *, pixel_size_angstrom: float
     −1 where CTF(f) = sqrt(1 − Q0²)·sin χ(f) + Q0·cos χ(f) is negative, 1 elsewhere and at f = 0, with χ(f) = π λ Δz f²
     − (π/2) Cs λ³ f⁴ + φ as in `streamprep.em.ctf.ctf_at` (Rohou and Grigorieff 2015; the sign is Xmipp 3's).
 
-    Flipping twice gives the images back, but for one thing: with an even number of columns, terms at fx = ½ for which an
-    astigmatic CTF has different signs at fy and −fy become 0, as in Xmipp (see `streamprep.em.ctf.flip_signs`).
+    Flipping twice gives the images back, but for one thing: with an even number of columns, terms at fx = ½ for which
+    an astigmatic CTF has different signs at fy and −fy become 0, as in Xmipp (see `streamprep.em.ctf.flip_signs`).
 
     Examples
     --------
