@@ -200,6 +200,14 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
 # --- what the array API has no fast way for --------------------------------------------------------------------------
 
 
+@cache
+def _gpu_kernel(inputs: str, output: str, body: str) -> Any:
+    """One pass over the memory of a GPU for what would be several; the output is changed in place."""
+    import cupy
+
+    return cupy.ElementwiseKernel(inputs, output, body, "streamprep_" + "".join(filter(str.isalpha, body))[:40])
+
+
 def replace_where(array: Array, mask: Array, value: Array | float) -> None:
     """Put ``value``, one number or an array that broadcasts, where ``mask`` is true; float32 arrays, in place.
 
@@ -207,6 +215,9 @@ def replace_where(array: Array, mask: Array, value: Array | float) -> None:
     """
     xp = array_namespace(array)
     value = xp.asarray(value, dtype=array.dtype, device=array_device(array))
+    if is_cupy_array(array):
+        _gpu_kernel("bool mask, T value", "T pixel", "if (mask) pixel = value")(mask, value, array)
+        return
     if not is_numpy_array(array) or array.dtype != np.float32:
         array[...] = xp.where(mask, value, array)
         return
@@ -219,6 +230,9 @@ def replace_where(array: Array, mask: Array, value: Array | float) -> None:
 def negate_where(array: Array, mask: Array) -> None:
     """Change the sign where ``mask`` is true; complex64, in place."""
     xp = array_namespace(array)
+    if is_cupy_array(array):
+        _gpu_kernel("bool mask", "T value", "if (mask) value = -value")(mask, array)
+        return
     if not is_numpy_array(array) or array.dtype != np.complex64:
         array[...] = xp.where(mask, -array, array)
         return
