@@ -245,9 +245,8 @@ def negate_by_sign(array: Array, signs: Array) -> None:
 
     As `negate_where` of a comparison; on the CPU without making a mask, which takes half of the time.
     """
-    xp = array_namespace(array)
     if not is_numpy_array(array) or array.dtype != np.complex64 or signs.dtype != np.float64:
-        array[...] = xp.where(signs < 0, -array, array)
+        negate_where(array, signs < 0)
         return
     bits = signs.view(np.int64) >> 63  # all of them or none
     bits &= np.int64(-0x7FFFFFFF80000000)
