@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
+import scipy.ndimage
 from array_api_compat import array_namespace as _array_namespace
 from array_api_compat import device as array_device
 from array_api_compat import is_cupy_array, is_numpy_array
@@ -189,6 +190,21 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
         return images
     out[...] = images
     return out
+
+
+# --- interpolation ---------------------------------------------------------------------------------------------------
+
+
+def ndimage(array: Array) -> Any:
+    """``scipy.ndimage``, or ``cupyx.scipy.ndimage`` for arrays of cupy.
+
+    scipy's returns numpy arrays, whatever array it is given: convert with ``xp.asarray``.
+    """
+    if is_cupy_array(array):
+        import cupyx.scipy.ndimage
+
+        return cupyx.scipy.ndimage
+    return scipy.ndimage
 
 
 # --- what the array API has no fast way for --------------------------------------------------------------------------

@@ -23,6 +23,7 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.pick_noise",
     "streamprep.plugins.extract",
     "streamprep.plugins.normalize",
+    "streamprep.plugins.center",
     "streamprep.plugins.invert",
 )
 BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")
