@@ -28,6 +28,8 @@ GRID = 64
 """Shifts are searched on a copy of the image with this many rows and columns, cut out of its Fourier transform."""
 FALL_OFF = 10.0
 """Periods per box at which the correlations' low-pass, a Gaussian, is 1/e: finer detail is mostly noise."""
+BACKGROUND = 0.9
+"""Background is what is farther from the origin pixel than this part of the inscribed circle's radius."""
 ITERATIONS = 10
 STEP_PX = 1e-3
 """An image whose last step was shorter is done."""
@@ -96,7 +98,10 @@ def center(
     n, ny, nx = (int(length) for length in pixels.shape)
     place = array_device(pixels)
     original = xp.astype(pixels, xp.float32, copy=False)
-    pivot = xp.mean(original, axis=(1, 2)) if n and ny and nx else xp.zeros(n, dtype=xp.float32, device=place)
+    if not n:
+        none, nothing = xp.zeros(0, dtype=xp.bool, device=place), xp.zeros((0, 2), dtype=xp.float64, device=place)
+        return Centred(original, nothing, nothing[:, 0], none, none, none)
+    pivot = xp.mean(original, axis=(1, 2))
     moved = original - xp.where(xp.isfinite(pivot), pivot, xp.zeros_like(pivot))[:, None, None]
     spectrum = rfft2(moved)
     coarse, size = _coarse(spectrum, ny, nx)
@@ -119,9 +124,7 @@ def center(
         angle = xp.where(left, angle, _mirror_angle(coarse * _ramp(shift, (ny, nx)), (ny, nx)))
         done = _moved_and_turned(moved, shift, angle)
     else:
-        spectrum *= _spline_response(shift[:, 1], ny, ny)[:, :, None]
-        spectrum *= _spline_response(shift[:, 0], nx, nx // 2 + 1)[:, None, :]
-        done = irfft2(spectrum, nx, moved)
+        done = irfft2(_with_shift(spectrum, shift, nx), nx, moved)
     done += pivot[:, None, None]
     if bool(xp.any(left)):
         done = xp.where(left[:, None, None], original, done)
@@ -151,11 +154,16 @@ def shift_images(images: Array, shift_px: Array) -> Array:
     >>> (np.abs(moved[0]).round(5) == 1).nonzero()
     (array([3]), array([0]))
     """
-    ny, nx = int(images.shape[1]), int(images.shape[2])
-    spectrum = rfft2(images)
-    spectrum *= _spline_response(shift_px[:, 1], ny, ny)[:, :, None]
-    spectrum *= _spline_response(shift_px[:, 0], nx, nx // 2 + 1)[:, None, :]
-    return irfft2(spectrum, nx)
+    nx = int(images.shape[2])
+    return irfft2(_with_shift(rfft2(images), shift_px, nx), nx)
+
+
+def _with_shift(spectrum: Array, shift_px: Array, nx: int) -> Array:
+    """The transform of images of ``nx`` columns, overwritten with that of the moved images."""
+    rows, columns = int(spectrum.shape[1]), int(spectrum.shape[2])
+    spectrum *= _spline_response(shift_px[:, 1], rows, rows)[:, :, None]
+    spectrum *= _spline_response(shift_px[:, 0], nx, columns)[:, None, :]
+    return spectrum
 
 
 def _spline_response(shift: Array, length: int, count: int) -> Array:
@@ -187,14 +195,15 @@ def mirror_shift(images: Array) -> Array:
 
     Notes
     -----
-    Up to ten iterations: the image, moved by the shift so far and masked to its inscribed circle with the mean inside
-    subtracted, is correlated with its mirror images; half the place of the highest peak is the next step. The first
-    iteration takes the xy mirror image alone, in correlations that do not wrap; later ones search near zero and take
-    the mean of the three mirror images. Xmipp 3's ``xmipp_transform_center_image`` does this in full and
-    with equal weights. Here the x (y) mirror image, which says nothing of y (x), counts for x (y) only, by the ratio of
-    its peak to that of the xy mirror image to the 16th power: fully for particles with mirror symmetry, hardly for
-    those without, of which its peak may lie beside the centre. Correlations are of the 31 lowest frequencies, with a
-    Gaussian low-pass, since white noise hides a broad peak otherwise.
+    Up to ten iterations. The image, moved by the shift so far, less the mean of its background, and masked to its
+    inscribed circle, is correlated with its mirror images; half the place of the highest peak is the next step. The
+    first iteration takes the xy mirror image alone, in a correlation that does not wrap; later ones search near zero
+    and take the mean of the three mirror images.
+
+    Xmipp 3 (``xmipp_transform_center_image``) takes the plain mean. Here the x (y) mirror image counts for x (y) only,
+    since its correlation is even in y (x) whatever the shift. It counts by the 16th power of the ratio of its peak to
+    that of the xy mirror image: in full for particles with a mirror line, hardly for others, of which its peak may lie
+    beside the centre. Correlations have a Gaussian low-pass: white noise hides broad peaks without one.
     """
     xp = array_namespace(images)
     ny, nx = int(images.shape[1]), int(images.shape[2])
@@ -210,14 +219,14 @@ def _coarse(spectrum: Array, ny: int, nx: int) -> tuple[Array, Array]:
     """
     xp = array_namespace(spectrum)
     n = int(spectrum.shape[0])
-    ky, kx = (max(0, min((length - 1) // 2, GRID // 2 - 1)) for length in (ny, nx))
+    ky, kx = (min((length - 1) // 2, GRID // 2 - 1) for length in (ny, nx))
     shape = (n, GRID, GRID // 2 + 1)
     coarse = xp.zeros(shape, dtype=xp.complex64, device=array_device(spectrum))
     coarse[:, : ky + 1, : kx + 1] = spectrum[:, : ky + 1, : kx + 1]
     coarse[:, GRID - ky :, : kx + 1] = spectrum[:, ny - ky :, : kx + 1]
     coarse[:, 0, 0] = 0
-    size = xp.max(xp.reshape(xp.abs(coarse), (n, -1)), axis=1) if n else xp.zeros(0, dtype=xp.float32)
-    return coarse * _to_zero(ny, nx, like=spectrum), size / max(ny * nx, 1)
+    size = xp.max(xp.abs(coarse), axis=(1, 2)) / (ny * nx)
+    return coarse * _to_zero(ny, nx, like=spectrum), size
 
 
 def _waves() -> tuple[FloatArray, FloatArray]:
@@ -231,16 +240,17 @@ def _waves() -> tuple[FloatArray, FloatArray]:
 def _to_zero(ny: int, nx: int) -> npt.NDArray[np.complex64]:
     """Moves the origin pixel to (0, 0)."""
     rows, columns = _waves()
-    turns = rows * (ny // 2 / max(ny, 1)) + columns * (nx // 2 / max(nx, 1))
+    turns = rows * (ny // 2 / ny) + columns * (nx // 2 / nx)
     return np.asarray(np.exp(2j * np.pi * turns), dtype=np.complex64)
 
 
 @cached_filter
 def _circle(ny: int, nx: int) -> npt.NDArray[np.float32]:
-    """The inscribed circle on the grid, divided by its sum; second: 1 inside. Shape (2, GRID, GRID)."""
+    """On the grid, shape (2, GRID, GRID): weights of the background's mean; 1 inside the inscribed circle."""
     step = np.minimum(np.arange(GRID), GRID - np.arange(GRID)) / GRID
-    inside = (step[:, None] * ny) ** 2 + (step[None, :] * nx) ** 2 < (min(ny, nx) / 2) ** 2
-    return np.stack([inside / inside.sum(), inside]).astype(np.float32)
+    squares = ((step[:, None] * ny) ** 2 + (step[None, :] * nx) ** 2) / (min(ny, nx) / 2) ** 2
+    outer = squares >= BACKGROUND**2
+    return np.stack([outer / outer.sum(), squares < 1]).astype(np.float32)
 
 
 @cached_filter
@@ -266,7 +276,7 @@ def _ramp(shift: Array, box: tuple[int, int]) -> Array:
     xp = array_namespace(shift)
     place = array_device(shift)
     rows, columns = (xp.asarray(wave, device=place) for wave in _waves())
-    ny, nx = (max(length, 1) for length in box)
+    ny, nx = box
     along_y = xp.exp((-2j * math.pi / ny) * (shift[:, 1][:, None, None] * rows))
     along_x = xp.exp((-2j * math.pi / nx) * (shift[:, 0][:, None, None] * columns))
     return xp.astype(along_y, xp.complex64) * xp.astype(along_x, xp.complex64)
@@ -455,7 +465,7 @@ def _rings(ny: int, nx: int) -> FloatArray:
     outer = min(ny, nx) / 2
     radii = np.linspace(min(nx / 5, outer), outer, GRID // 3, endpoint=False)[:, None]
     theta = np.arange(ANGLES) * (2 * np.pi / ANGLES)
-    y, x = radii * np.sin(theta) * (2 * GRID / max(ny, 1)), radii * np.cos(theta) * (2 * GRID / max(nx, 1))
+    y, x = radii * np.sin(theta) * (2 * GRID / ny), radii * np.cos(theta) * (2 * GRID / nx)
     return np.stack([radii + 0 * theta, y, x])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from streamprep import Context, Coordinates, InputError, Params, Particles, operation
@@ -48,7 +49,9 @@ def center_particles(particles: Particles, params: Center, ctx: Context) -> Part
     ctx.flag(done.empty, "hold nothing to find a centre by; they were not centred")
     ctx.flag(done.too_far, "would have to be moved farther than limit_shift allows; they were not centred")
     shift_px, angle_deg = to_host(done.shift_px), to_host(done.angle_deg)
-    if params.rotate and not {"rlnAnglePsi", "anglePsi"}.isdisjoint(particles.columns):
+    said = {} if particles.coordinates is None else particles.coordinates.columns  # of boxes cut in this session
+    said = {**said, **particles.columns}
+    if params.rotate and not {"rlnAnglePsi", "anglePsi"}.isdisjoint(said):
         ctx.remark(
             "center turns the images (rotate = true); the in-plane angles that their table gives (rlnAnglePsi) are of "
             "the images before"
@@ -58,17 +61,18 @@ def center_particles(particles: Particles, params: Center, ctx: Context) -> Part
             "center moves the images; the shifts that their table gives (shiftX, shiftY) are of the images before"
         )
     pixel = particles.optics.pixel_size_angstrom
+    centred = ~to_host(done.broken | done.empty | done.too_far)
     before_px, before_deg = _before(particles, pixel, ctx)
     in_first_px = _turned(shift_px, -before_deg)
     columns = dict(particles.columns)
-    columns |= _origins(particles.columns, shift_px, angle_deg, pixel, ctx)
+    columns |= _origins(said, shift_px, angle_deg, pixel, ctx)
     columns |= dict(zip(SHIFT, ((before_px + in_first_px) * pixel).T, strict=True))
-    if params.rotate or ROTATION in columns:
+    if params.rotate or ROTATION in said:
         columns[ROTATION] = before_deg + angle_deg
     return replace(
         particles,
         pixels=done.pixels,
-        coordinates=_coordinates(particles, before_px, in_first_px, ctx),
+        coordinates=_coordinates(particles, before_px, in_first_px, centred, ctx),
         columns=columns,
     )
 
@@ -112,8 +116,10 @@ def _origins(
     return made
 
 
-def _coordinates(particles: Particles, before_px: FloatArray, shift_px: FloatArray, ctx: Context) -> Coordinates | None:
-    """Where in the micrograph the origin pixel of each box lies now, for images that were moved.
+def _coordinates(
+    particles: Particles, before_px: FloatArray, shift_px: FloatArray, centred: npt.NDArray[np.bool_], ctx: Context
+) -> Coordinates | None:
+    """Where in the micrograph the origin pixel of each box lies now; as they are for images that were left alone.
 
     Boxes are cut with their origin pixel at the rounded centre; after the first move the place is known exactly.
     """
@@ -128,5 +134,4 @@ def _coordinates(particles: Particles, before_px: FloatArray, shift_px: FloatArr
     scale = 1.0 if known.box_size_px is None else known.box_size_px / int(particles.pixels.shape[-1])
     first = np.all(before_px == 0, axis=1, keepdims=True)
     at_origin = np.where(first, np.floor(known.xy_px + 0.5), known.xy_px)
-    moved = np.any(shift_px != 0, axis=1, keepdims=True)
-    return replace(known, xy_px=np.where(moved, at_origin - shift_px * scale, known.xy_px))
+    return replace(known, xy_px=np.where(centred[:, None], at_origin - shift_px * scale, known.xy_px))
