@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from streamprep.arrays import array_namespace, cached_filter, choose_backend, to_host
+from streamprep.arrays import array_namespace, cached_filter, choose_backend, ndimage, to_host
 from streamprep.model import ConfigError
 from streamprep.testing import ArrayBackend, backends
 
@@ -186,3 +186,11 @@ def test_the_sixteen_used_last_are_kept() -> None:
 def test_it_is_documented_as_its_maker_is() -> None:
     _, ramp = cached()
     assert (ramp.__name__, ramp.__doc__) == ("ramp", "A filter.")
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_interpolation_is_of_the_arrays_library(backend: ArrayBackend) -> None:
+    image = backend.asarray(np.eye(4, dtype=np.float32))
+    shifted = ndimage(image).shift(image, (1, 0), order=1, mode="grid-wrap")
+    done = backend.to_host(backend.xp.asarray(shifted))
+    np.testing.assert_allclose(done, np.roll(np.eye(4), 1, axis=0), atol=1e-6)
