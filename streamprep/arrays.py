@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.ndimage
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 from array_api_compat import array_namespace as _array_namespace
 from array_api_compat import device as array_device
 from array_api_compat import is_cupy_array, is_numpy_array
@@ -152,6 +151,11 @@ def _ducc0() -> Any:
     return ducc0.fft
 
 
+def fft_library() -> str:
+    """What computes Fourier transforms on the CPU, for messages."""
+    return "scipy" if _ducc0() is None else "ducc0"
+
+
 def rfft2(images: Array) -> Array:
     """Fourier transforms of real images over their last two axes, the half with fx ≥ 0: shape (…, ny, nx // 2 + 1)."""
     xp = array_namespace(images)
@@ -210,6 +214,14 @@ def ndimage(array: Array) -> Any:
 # --- what the array API has no fast way for --------------------------------------------------------------------------
 
 
+@cache
+def _gpu_kernel(inputs: str, output: str, body: str) -> Any:
+    """One pass over the memory of a GPU for what would be several; the output is changed in place."""
+    import cupy
+
+    return cupy.ElementwiseKernel(inputs, output, body, "streamprep_" + "".join(filter(str.isalpha, body))[:40])
+
+
 def replace_where(array: Array, mask: Array, value: Array | float) -> None:
     """Put ``value``, one number or an array that broadcasts, where ``mask`` is true; float32 arrays, in place.
 
@@ -217,6 +229,9 @@ def replace_where(array: Array, mask: Array, value: Array | float) -> None:
     """
     xp = array_namespace(array)
     value = xp.asarray(value, dtype=array.dtype, device=array_device(array))
+    if is_cupy_array(array):
+        _gpu_kernel("bool mask, T value", "T pixel", "if (mask) pixel = value")(mask, value, array)
+        return
     if not is_numpy_array(array) or array.dtype != np.float32:
         array[...] = xp.where(mask, value, array)
         return
@@ -229,11 +244,29 @@ def replace_where(array: Array, mask: Array, value: Array | float) -> None:
 def negate_where(array: Array, mask: Array) -> None:
     """Change the sign where ``mask`` is true; complex64, in place."""
     xp = array_namespace(array)
+    if is_cupy_array(array):
+        _gpu_kernel("bool mask", "T value", "if (mask) value = -value")(mask, array)
+        return
     if not is_numpy_array(array) or array.dtype != np.complex64:
         array[...] = xp.where(mask, -array, array)
         return
     bits = array.view(np.uint64)
     np.bitwise_xor(bits, mask * np.uint64(0x8000000080000000), out=bits)
+
+
+def put(array: Array, indices: Array, values: Array) -> None:
+    """Put ``values``, as many as indices or one, at flat ``indices`` (C order, ascending, each once), in place."""
+    xp = array_namespace(array)
+    if is_numpy_array(array) or is_cupy_array(array):
+        xp.put(array, indices, values)
+        return
+    if not indices.shape[0]:
+        return
+    places = xp.arange(math.prod(array.shape), dtype=indices.dtype, device=array_device(array))
+    nearest = xp.clip(xp.searchsorted(indices, places), max=int(indices.shape[0]) - 1)
+    meant = xp.take(indices, nearest) == places
+    placed = xp.take(xp.broadcast_to(values, indices.shape), nearest)
+    array[...] = xp.where(xp.reshape(meant, array.shape), xp.reshape(placed, array.shape), array)
 
 
 def owned(pixels: Array, in_place: bool) -> Array:

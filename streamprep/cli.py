@@ -315,13 +315,19 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
 
 
 @app.command()
-def ops(name: Annotated[str | None, typer.Argument(help="Operation to explain.")] = None) -> None:
+def ops(
+    name: Annotated[str | None, typer.Argument(help="Operation to explain.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them, as one page of Markdown.")] = False,
+) -> None:
     """List the operations, or explain one with its parameters.
 
     Example: [bold]streamprep ops normalize[/bold]
     """
     plugins = load_plugins()
-    _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
+    if markdown:
+        _out(templates.operations_page(plugins).rstrip("\n"))
+    else:
+        _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
 
 
 @app.command()

@@ -595,15 +595,16 @@ class Engine:
     def _job_changed(self, job: JobRow, outcome: Outcome, now: float) -> None:
         """Its micrograph is being written, which the watcher will tell; or an input is not what it was."""
         doubted = outcome.doubted
-        self._doubts[job.id] += 1
-        if doubted is None and self._doubts[job.id] <= MOST_DOUBTS:
+        doubts = self._doubts[job.id] + 1
+        if doubted is None and doubts <= MOST_DOUBTS:
             self.ledger.release(job.id)
         elif doubted is None:  # nobody says what has become of it
             self.ledger.job_waits(job.id, f"waits, for {outcome.reason} again and again")
-        elif self._doubts[job.id] <= MOST_DOUBTS:
+        elif doubts <= MOST_DOUBTS:
             self.ledger.doubt(job, doubted, gone=is_gone(self._roots[doubted.source] / doubted.path))
         else:
             self._job_failed(job, replace(outcome, verdict="failed"), now)
+        self._doubts[job.id] = doubts  # not before: on a full disk all this is tried again
         self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
         self.watcher.rescan()
 

@@ -841,16 +841,21 @@ class Ledger:
         ).fetchone()
         # what is not done is made anew where another table says the same: its own may be gone
         same = last is not None and last[1] == signature and (last[2] == "done" or last[3] == inputs)
+        origin = next(
+            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind in ("coordinates", "rows")), None
+        )
         if same and last[2] != "superseded":
             self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))
+            if last[3] != inputs:  # the table that says so may be another by now
+                self._db.execute(
+                    "UPDATE jobs SET inputs = ?, origin = ? WHERE item = ? AND generation = ?",
+                    (inputs, origin, file.item, last[0]),
+                )
             return
         self._db.execute(
             "UPDATE jobs SET state = 'superseded', reason = 'an input changed' WHERE item = ? "
             "AND state IN ('ready', 'claimed', 'failed', 'rejected')",
             (file.item,),
-        )
-        origin = next(
-            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind in ("coordinates", "rows")), None
         )
         self._db.execute(
             "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state) "

@@ -22,9 +22,11 @@ LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
 BUILTIN_OPERATIONS = (
     "streamprep.plugins.pick_noise",
     "streamprep.plugins.extract",
+    "streamprep.plugins.remove_dust",
     "streamprep.plugins.normalize",
     "streamprep.plugins.center",
     "streamprep.plugins.invert",
+    "streamprep.plugins.threshold",
 )
 BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")
 BUILTIN_FORMATS = ("streamprep.formats",)

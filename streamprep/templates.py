@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,6 +145,54 @@ def explain_operation(plugins: Plugins, name: str) -> str:
     return "\n\n".join(parts)
 
 
+def operations_page(plugins: Plugins) -> str:
+    """Reference of all the operations in Markdown, one section for each."""
+    lines = [
+        "# Operations",
+        "",
+        "Made by `streamprep ops --markdown` from the operations themselves. `streamprep ops NAME` shows one of them.",
+        "An operation runs where its table is in the configuration, or with `streamprep apply NAME INPUT OUTPUT --set",
+        "NAME.PARAMETER=VALUE`; `order` may be given in any of the tables.",
+        "",
+    ]
+    of_name: dict[str, list[tuple[str, LoadedOperation]]] = {}
+    for lane, made in _by_lane(plugins):
+        of_name.setdefault(made.info.name, []).append((lane, made))
+    for name, found in of_name.items():
+        lines += [f"## {name}", ""]
+        for lane, made in found:
+            table = "[extract]" if lane == "extract" else f"[{lane}.{name}]"
+            about = " ".join((inspect.getdoc(made.function) or "").split())
+            lines += [f"`{table}`, order {made.info.order}. {about}", ""]
+        for params in dict.fromkeys(made.info.params for _, made in found):
+            if params.model_fields:
+                lines += ["| parameter | type | default, range | meaning |", "|---|---|---|---|"]
+                lines += [
+                    f"| `{key}` | {_cell(type_text(field))} | {_cell(default_text(field))} "
+                    f"| {_cell(field.description or '')} |"
+                    for key, field in params.model_fields.items()
+                ]
+                lines.append("")
+        kernel = getattr(inspect.getmodule(found[0][1].function), name, None)
+        lines += _computed(inspect.getdoc(kernel) or "", set(found[0][1].info.params.model_fields))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _computed(page: str, parameters: set[str]) -> list[str]:
+    """How an operation is computed: of its kernel's docstring the text, what is said of its parameters, the notes."""
+    first, *rest = re.split(r"^([A-Z]\w+)\n-+\n", page, flags=re.MULTILINE)
+    sections = dict(zip(rest[::2], rest[1::2], strict=True))
+    lines = [first.strip(), ""] if first.strip() else []
+    said = re.findall(r"^(\w[\w, ]*)\n((?:    .*\n?|\n)+)", sections.get("Parameters", ""), flags=re.MULTILINE)
+    lines += [f"- `{name}`: {' '.join(text.split())}" for name, text in said if name in parameters]
+    lines += ["", sections["Notes"].strip()] if "Notes" in sections else []
+    return [line.replace("``", "`") for line in (*lines, "")]
+
+
 def type_text(field: FieldInfo) -> str:
     """A parameter's type for people."""
     kind = field.annotation
@@ -169,4 +218,4 @@ def default_text(field: FieldInfo) -> str:
     return ", ".join([default, *limits])
 
 
-__all__ = ["DEFAULT_OPERATIONS", "Config", "configuration", "explain_operation", "list_operations"]
+__all__ = ["DEFAULT_OPERATIONS", "Config", "configuration", "explain_operation", "list_operations", "operations_page"]

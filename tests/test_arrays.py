@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from streamprep.arrays import array_namespace, cached_filter, choose_backend, ndimage, to_host
+from streamprep import arrays
+from streamprep.arrays import (
+    array_namespace,
+    cached_filter,
+    choose_backend,
+    fft_library,
+    irfft2,
+    ndimage,
+    negate_where,
+    put,
+    replace_where,
+    rfft2,
+    to_host,
+)
 from streamprep.model import ConfigError
 from streamprep.testing import ArrayBackend, backends
 
@@ -186,6 +200,99 @@ def test_the_sixteen_used_last_are_kept() -> None:
 def test_it_is_documented_as_its_maker_is() -> None:
     _, ramp = cached()
     assert (ramp.__name__, ramp.__doc__) == ("ramp", "A filter.")
+
+
+# --- Fourier transforms ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["scipy", "ducc0"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each of the libraries that transform on the CPU."""
+    if request.param == "ducc0":
+        pytest.importorskip("ducc0")
+    monkeypatch.setenv(arrays.FFT_VARIABLE, request.param)
+    arrays._ducc0.cache_clear()
+    yield request.param
+    arrays._ducc0.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 7, 9), (1, 6, 5), (2, 1, 1), (4, 10)])
+def test_transforms_are_numpys(library: str, shape: tuple[int, ...]) -> None:
+    assert fft_library() == library
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    kept = images.copy()
+    spectrum = rfft2(images)
+    assert spectrum.dtype == np.complex64
+    np.testing.assert_allclose(spectrum, np.fft.rfft2(images), atol=1e-4)
+    np.testing.assert_array_equal(images, kept)
+    out = np.empty_like(images)
+    assert irfft2(spectrum.copy(), shape[-1], out) is out
+    np.testing.assert_allclose(out, images, atol=1e-6)
+    np.testing.assert_allclose(irfft2(spectrum, shape[-1]), images, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_transforms_on_every_backend(backend: ArrayBackend) -> None:
+    images = np.random.default_rng(0).standard_normal((3, 8, 6)).astype(np.float32)
+    spectrum = rfft2(backend.asarray(images))
+    np.testing.assert_allclose(backend.to_host(spectrum), np.fft.rfft2(images), atol=1e-5)
+    np.testing.assert_allclose(backend.to_host(irfft2(spectrum, 6)), images, atol=1e-6)
+
+
+def test_a_library_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(arrays.FFT_VARIABLE, "fftw")
+    arrays._ducc0.cache_clear()
+    with pytest.raises(ConfigError, match="STREAMPREP_FFT = 'fftw': allowed are scipy and ducc0"):
+        rfft2(np.zeros((4, 4), np.float32))
+    arrays._ducc0.cache_clear()
+
+
+# --- choosing by masks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("value", [0.25, -0.0, np.inf, np.nan])
+def test_values_are_replaced_where_the_mask_is(backend: ArrayBackend, value: float) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal((3, 8, 6)).astype(np.float32)
+    array[0, 0, :4] = np.nan, np.inf, -np.inf, -0.0
+    mask = rng.random(array.shape) < 0.5
+    mask[0, 0, :4] = True, False, True, False
+    there = backend.asarray(array.copy())
+    replace_where(there, backend.asarray(mask), value)
+    np.testing.assert_array_equal(backend.to_host(there), np.where(mask, np.float32(value), array))
+    each = np.arange(3, dtype=np.float32)[:, None, None]
+    there = backend.asarray(array.copy())
+    replace_where(there, backend.asarray(mask), backend.asarray(each))
+    np.testing.assert_array_equal(backend.to_host(there), np.where(mask, each, array))
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_signs_change_where_the_mask_is(backend: ArrayBackend) -> None:
+    rng = np.random.default_rng(0)
+    array = (rng.standard_normal((3, 8, 6)) + 1j * rng.standard_normal((3, 8, 6))).astype(np.complex64)
+    for mask in (rng.random(array.shape) < 0.5, rng.random((8, 6)) < 0.5):
+        there = backend.asarray(array.copy())
+        negate_where(there, backend.asarray(mask))
+        np.testing.assert_array_equal(backend.to_host(there), np.where(mask, -array, array))
+
+
+# --- put -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("indices", [[], [0], [3, 4, 11], list(range(12))])
+def test_values_are_put_at_flat_indices(backend: ArrayBackend, indices: list[int]) -> None:
+    before = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    values = -np.arange(1, len(indices) + 1, dtype=np.float32)
+    expected = before.copy().ravel()
+    expected[indices] = values
+    array = backend.asarray(before.copy())
+    put(array, backend.asarray(np.array(indices, dtype=np.int64)), backend.asarray(values))
+    np.testing.assert_array_equal(backend.to_host(array), expected.reshape(before.shape))
+    put(array, backend.asarray(np.array(indices, dtype=np.int64)), backend.asarray(np.float32(7)))
+    expected[indices] = 7
+    np.testing.assert_array_equal(backend.to_host(array), expected.reshape(before.shape))
 
 
 @pytest.mark.parametrize("backend", backends())

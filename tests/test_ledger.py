@@ -120,6 +120,22 @@ def ready(rig: Rig, *numbers: int) -> None:
         rig.table(f"mic_{number}.star", {f"mic_{number}.star": f"digest {number}"})
 
 
+def test_what_is_done_belongs_to_the_table_that_says_so_by_now(rig: Rig) -> None:
+    rig.micrograph("a.mrc")
+    rig.table("one.star", {"a.mrc": "1"})
+    (job,) = rig.claim()
+    rig.commit(job, "rows of a")
+    rig.table("two.star", {"a.mrc": "1"})
+    (before,) = rig.rows("SELECT origin, inputs FROM jobs")
+    rig.table("one.star", {})
+    ((origin, inputs),) = rig.rows("SELECT origin, inputs FROM jobs")  # not made anew
+    assert origin != before[0]
+    assert [made[2] for made in json.loads(inputs)] == ["two.star"]
+    rig.ledger.join_all()
+    assert rig.claim() == []
+    assert rig.live_items() == ["Micrographs/a"]
+
+
 # --- generations -----------------------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamprep import Context, Coordinates, Item, Micrograph, Optics, Params, Particles, Reject
+from streamprep import Context, Coordinates, Item, Micrograph, Optics, Params, Particles, Reject, arrays
 from streamprep.config import Config
 from streamprep.hookspecs import OperationInfo
 from streamprep.model import ConfigError
 from streamprep.pipeline import OperationError, context_for, resolve, run_micrograph, run_particles
 from streamprep.plugin_manager import LoadedOperation, Plugins, load_plugins
+from streamprep.testing import tiny_particles
 
 
 def config(**tables: Any) -> Config:
@@ -192,7 +193,7 @@ def test_images_that_were_not_square_may_stay_so(plugins: Plugins) -> None:
     plan = resolve(config(particles={"invert": {}}), plugins)
     images = Particles(np.ones((1, 4, 6), np.float32), Optics(1.0))
     done = run_particles(plan, images, context_for(plan, Item("particles", "mic", Path("mic.mrc"))))
-    np.testing.assert_array_equal(done.pixels, -images.pixels)
+    np.testing.assert_array_equal(done.pixels, np.full((1, 4, 6), -1))
 
 
 def test_reject_passes_through(plugins: Plugins) -> None:
@@ -218,3 +219,135 @@ def test_without_extraction_there_are_coordinates_only(plugins: Plugins) -> None
     result = run(plan)
     assert not result.particles
     assert set(result.coordinates) == {"particle", "noise"}
+
+
+# --- parts of a stack ------------------------------------------------------------------------------------------------
+
+
+class Shifted(Params):
+    """What operations on single images may look at."""
+
+
+def per_image(plugins: Plugins, name: str, order: int, function: Any) -> Plugins:
+    info = OperationInfo("process_particles", name, order, Shifted, per_image=True)
+    arguments = tuple(function.__code__.co_varnames[: function.__code__.co_argcount])
+    made = LoadedOperation(info, function, arguments, name, "test", "1")
+    return Plugins(plugins.manager, plugins.plugins, [*plugins.operations, made])
+
+
+def run_chain(plugins: Plugins, *names: str, particles: Particles, threads: int = 1, **context: Any) -> Particles:
+    plan = resolve(config(particles={name: {} for name in names}), plugins)
+    there = Context(Item("particles", "stack", Path("stack.mrcs")), "", **context)
+    return run_particles(plan, particles, there, threads=threads)
+
+
+def number(particles: Particles, ctx: Context) -> Particles:
+    """Add its number to each image, in place, and say it in a column."""
+    numbers = np.arange(ctx.first_image, ctx.first_image + len(particles))
+    particles.pixels[...] += numbers[:, None, None]
+    ctx.flag(numbers % 3 == 0, "have a number divisible by 3")
+    ctx.warn("the same of every part")
+    ctx.remark("of the session")
+    return replace(particles, columns={**particles.columns, "number": numbers}, phase_flipped=True)
+
+
+def crop(particles: Particles) -> Particles:
+    """Cut a corner: another shape."""
+    return particles.with_pixels(particles.pixels[:, :4, :4] * 2)
+
+
+def elsewhere(particles: Particles) -> Particles:
+    """As an operation that does not work in place."""
+    return particles.with_pixels(particles.pixels + 100)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("images", [1, 2, 3, 11])
+@pytest.mark.parametrize("names", [("number",), ("elsewhere", "number"), ("number", "elsewhere", "crop")])
+def test_parts_of_a_stack_make_what_the_whole_makes(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], images: int, threads: int
+) -> None:
+    more = plugins
+    for order, function in enumerate((number, elsewhere, crop)):
+        more = per_image(more, function.__name__, 10 + order, function)
+    heard: list[str] = []
+    remarks: list[str] = []
+    made = {}
+    for size in (1 << 30, 2 * 8 * 8 * 4):
+        monkeypatch.setattr(arrays, "CACHE_BYTES", size)
+        heard.clear(), remarks.clear()
+        particles = tiny_particles(images, 8)
+        made[size] = run_chain(
+            more, *names, particles=particles, threads=threads, warn=heard.append, remark=remarks.append
+        )
+        multiples = len(range(0, images, 3))
+        assert heard == [
+            f"{multiples} of {images} particle images have a number divisible by 3",
+            "the same of every part",
+        ]
+        assert remarks == ["of the session"]
+    whole, parts = made.values()
+    np.testing.assert_array_equal(parts.pixels, whole.pixels)
+    assert parts.columns["number"].tolist() == list(range(images))
+    assert parts.phase_flipped
+    assert parts.ctf == whole.ctf
+    assert parts.coordinates is not None
+    assert whole.coordinates is not None
+    np.testing.assert_array_equal(parts.coordinates.xy_px, whole.coordinates.xy_px)
+    for name, values in whole.coordinates.columns.items():
+        np.testing.assert_array_equal(parts.coordinates.columns[name], values)
+    assert parts.pixels.shape == ((images, 4, 4) if "crop" in names else (images, 8, 8))
+
+
+def test_operations_on_single_images_work_in_place(plugins: Plugins) -> None:
+    particles = tiny_particles(5, 8)
+    done = run_chain(per_image(plugins, "number", 1, number), "number", particles=particles)
+    assert np.shares_memory(done.pixels, particles.pixels)
+
+
+@pytest.mark.parametrize("kind", ["read-only", ">f4", "float64", "int16", "every other"])
+def test_pixels_that_cannot_be_overwritten_are_copied(plugins: Plugins, kind: str) -> None:
+    particles = tiny_particles(4, 8)
+    pixels = np.rint(particles.pixels)
+    if kind == "read-only":
+        given = pixels.copy()
+        given.flags.writeable = False
+    elif kind == "every other":
+        given = np.repeat(pixels, 2, axis=2)[:, :, ::2]
+    else:
+        given = pixels.astype(kind)
+    kept = given.copy()
+    done = run_chain(per_image(plugins, "number", 1, number), "number", particles=particles.with_pixels(given))
+    assert done.pixels.dtype == np.float32
+    np.testing.assert_array_equal(done.pixels, pixels + np.arange(4)[:, None, None])
+    if kind != "every other":
+        np.testing.assert_array_equal(given, kept)
+
+
+def test_operations_on_single_images_cannot_drop_any(plugins: Plugins) -> None:
+    more = per_image(plugins, "drop", 1, lambda particles: particles.part(1, len(particles)))
+    with pytest.raises(OperationError, match="drop: returned 4 images for 5; what is per_image cannot drop or add any"):
+        run_chain(more, "drop", particles=tiny_particles(5, 8))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_one_part_is_the_stacks(plugins: Plugins, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    def fussy(particles: Particles, ctx: Context) -> None:
+        if ctx.first_image == 4:
+            raise Reject("the fifth image")
+
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 8 * 8 * 4)
+    with pytest.raises(Reject) as caught:
+        run_chain(per_image(plugins, "fussy", 1, fussy), "fussy", particles=tiny_particles(9, 8), threads=threads)
+    assert caught.value.reason == "the fifth image"
+
+
+def test_parts_that_differ_in_what_the_stack_shares_are_refused(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(particles: Particles, ctx: Context) -> Particles:
+        return replace(particles, phase_flipped=ctx.first_image > 0)
+
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 8 * 8 * 4)
+    with pytest.raises(OperationError, match="different optics, flags or columns"):
+        run_chain(per_image(plugins, "odd", 1, odd), "odd", particles=tiny_particles(3, 8))

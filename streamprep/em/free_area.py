@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import Delaunay
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 
 from streamprep.model import FloatArray
 
@@ -299,7 +299,7 @@ def _crossings(sites: FloatArray, window: Window) -> tuple[IntArray, IntArray, I
         Shape (2, m): the sites left and right of each edge. Per crossing, its edge and its row, sorted by row; in a
         row, by the columns of the sites, which is the order of the crossings.
     """
-    mesh = Delaunay(sites)
+    mesh = scipy.spatial.Delaunay(sites)
     a, b, c = sites[mesh.simplices].transpose(1, 2, 0)
     b, c = b - a, c - a
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 
 from streamprep.model import FIGURE_OF_MERIT, Coordinates, FloatArray
 
@@ -62,7 +62,7 @@ def well_separated(
     keep = np.ones(len(xy_px), dtype=np.bool_)
     if not len(xy_px) or min_separation_px <= 0:
         return keep
-    tree = cKDTree(xy_px)
+    tree = scipy.spatial.cKDTree(xy_px)
     for index in _best_first(len(xy_px), score):  # a place in a dense heap is asked for once, and drops the heap
         if keep[index]:
             near = np.array(tree.query_ball_point(xy_px[index], min_separation_px))

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from streamprep import Context, Map, Params, Particles, operation
-from streamprep.arrays import array_namespace
+from streamprep.arrays import owned
 from streamprep.model import Array
 
 
-def invert(pixels: Array) -> Array:
+def invert(pixels: Array, *, in_place: bool = False) -> Array:
     """Multiply by −1.
 
     Parameters
     ----------
     pixels
-        Any shape, any real dtype; integers become float32, since unsigned ones have no negative.
+        Any shape, any real dtype.
+    in_place
+        ``pixels`` may be overwritten.
+
+    Returns
+    -------
+    Array
+        The same shape, float32.
 
     Examples
     --------
     >>> import numpy as np
     >>> invert(np.array([1.0, -2.0]))
-    array([-1.,  2.])
+    array([-1.,  2.], dtype=float32)
     """
-    xp = array_namespace(pixels)
-    if not xp.isdtype(pixels.dtype, "real floating"):
-        pixels = xp.astype(pixels, xp.float32)
-    return -pixels
+    pixels = owned(pixels, in_place)
+    pixels *= -1
+    return pixels
 
 
 class Invert(Params):
     """Multiply the grey values by −1: black particles on white become white on black."""
 
 
-@operation("process_particles", order=60, params=Invert, name="invert")
+@operation("process_particles", order=60, params=Invert, name="invert", per_image=True)
 def invert_particles(particles: Particles, params: Invert, ctx: Context) -> Particles:  # noqa: ARG001
     """Multiply particle images by −1."""
-    return particles.with_pixels(invert(particles.pixels))
+    return particles.with_pixels(invert(particles.pixels, in_place=True))
 
 
 @operation("process_map", order=90, params=Invert, name="invert")

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
 from pydantic import Field, field_validator
-from scipy.spatial import cKDTree
 
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, operation
 from streamprep.arrays import array_namespace
@@ -189,7 +189,7 @@ def _near(points: FloatArray, others: FloatArray, distance: float) -> BoolArray:
     """Which points are nearer than a distance to any of the others; whole pixels all."""
     if not len(others):
         return np.zeros(len(points), dtype=bool)
-    return np.asarray(cKDTree(others).query(points, distance_upper_bound=distance)[0] <= _below(distance))
+    return np.asarray(scipy.spatial.cKDTree(others).query(points, distance_upper_bound=distance)[0] <= _below(distance))
 
 
 def _below(distance: float) -> float:
@@ -207,7 +207,7 @@ def _first_come(
     kept, refused
         At most ``wanted`` points that stay; those that ``accept`` refused, at most ``tests``.
     """
-    pairs = cKDTree(points).query_pairs(_below(apart), output_type="ndarray") if len(points) else NO_PAIRS
+    pairs = scipy.spatial.cKDTree(points).query_pairs(_below(apart), output_type="ndarray") if len(points) else NO_PAIRS
     packed = np.sort(pairs[:, 0] << 32 | pairs[:, 1])
     later = packed & 0xFFFFFFFF
     begin = np.searchsorted(packed >> 32, np.arange(len(points) + 1)).tolist()
@@ -355,7 +355,7 @@ def pick_noise_coordinates(
             f"{' and '.join(free_of)} holds {'hardly any' if params.reject_outliers else 'no'} more"
         )
     if len(particles):
-        nearest = cKDTree(particles).query(picks)[0] if len(picks) else np.empty(0)
+        nearest = scipy.spatial.cKDTree(particles).query(picks)[0] if len(picks) else np.empty(0)
     else:
         nearest = np.full(len(picks), np.inf)
     asked = params.min_distance_px if params.min_distance_px is not None else box

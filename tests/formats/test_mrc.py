@@ -6,7 +6,10 @@ import bz2
 import contextlib
 import gzip
 import io
+import itertools
 import math
+import os
+import random
 import struct
 import tempfile
 import tracemalloc
@@ -16,7 +19,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from streamprep import formats
@@ -569,3 +572,81 @@ def test_a_missing_map_id_is_remarked(tmp_path: Path) -> None:
         image = mrc.read(path)
         assert np.array_equal(image.pixels, pixels)
         assert len(image.remarks) == remarks
+
+
+# --- stacks in parts -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    cuts=st.lists(st.integers(1, 11), max_size=4),
+    mode=st.sampled_from(["f4", "f2", "i1", "i2", "u2"]),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_stack_written_in_parts_is_the_stack(cuts: list[int], mode: str, order: random.Random) -> None:
+    data = values((12, 5, 7), mode)
+    if mode == "f2":
+        data /= np.float16(256)  # as above
+    edges = [0, *sorted(set(cuts)), 12]
+    parts = list(itertools.pairwise(edges))
+    order.shuffle(parts)
+    with tempfile.TemporaryDirectory() as made:
+        whole, pieces = Path(made) / "whole.mrcs", Path(made) / "pieces.mrcs"
+        mrc.write(whole, data, pixel_size_angstrom=1.5, stack=True)
+        with mrc.StackWriter(pieces, data.shape, data.dtype, pixel_size_angstrom=1.5) as writer:
+            for start, stop in parts:
+                writer.write(start, data[start:stop])
+        np.testing.assert_array_equal(mrc.read(pieces).pixels, data)
+        check_valid(pieces)
+        with mrcfile.open(whole) as one, mrcfile.open(pieces) as other:
+            for name in ("dmin", "dmax", "dmean", "rms"):
+                assert float(other.header[name]) == pytest.approx(
+                    float(one.header[name]), rel=1e-6, abs=1e-6 * float(one.header.rms)
+                )
+        with mrc.StackReader(pieces) as reader:
+            assert reader.shape == data.shape
+            for start, stop in parts:
+                images = np.empty((stop - start, 5, 7), np.float32)
+                reader.read_into(start, images)
+                np.testing.assert_array_equal(images, data[start:stop].astype(np.float32))
+
+
+def test_a_stack_of_which_a_part_is_missing_is_not_finished(tmp_path: Path) -> None:
+    data = values((4, 8, 6), "f4")
+    with (
+        pytest.raises(ValueError, match="not all of the 4 images were written"),
+        mrc.StackWriter(tmp_path / "a.mrcs", data.shape, pixel_size_angstrom=2) as writer,
+    ):
+        writer.write(0, data[:3])
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2"])
+def test_parts_of_a_compressed_or_turned_stack(tmp_path: Path, packed: str) -> None:
+    data = values((6, 8, 6), "f4")
+    mrc.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    raw = (tmp_path / "a.mrcs").read_bytes()
+    path = tmp_path / f"b.mrcs{packed}"
+    path.write_bytes({"": lambda b: b, ".gz": gzip.compress, ".bz2": bz2.compress}[packed](raw))
+    images = np.empty((2, 8, 6), np.float32)
+    with mrc.StackReader(path) as reader:
+        reader.read_into(3, images)
+    np.testing.assert_array_equal(images, data[3:5])
+
+
+def test_a_stack_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
+    data = values((6, 8, 6), "f4")
+    path = tmp_path / "a.mrcs"
+    mrc.write(path, data, pixel_size_angstrom=2, stack=True)
+    with mrc.StackReader(path) as reader:
+        os.truncate(path, path.stat().st_size - 8)
+        with pytest.raises(InputError, match=r"a\.mrcs: it became shorter while it was read"):
+            reader.read_into(4, np.empty((2, 8, 6), np.float32))
+
+
+@pytest.mark.parametrize("mean", [0.0, 6800.0, -1e6])
+def test_statistics_of_values_far_from_zero(tmp_path: Path, mean: float) -> None:
+    data = np.random.default_rng(1).normal(mean, 9, (9, 256, 256)).astype(np.float32)
+    mrc.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    with mrcfile.open(tmp_path / "a.mrcs", header_only=True) as file:
+        assert float(file.header.rms) == pytest.approx(data.std(dtype=np.float64), rel=1e-6)
+        assert float(file.header.dmean) == pytest.approx(data.mean(dtype=np.float64), rel=1e-7, abs=1e-6)
