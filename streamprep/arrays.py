@@ -197,6 +197,21 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
     return out
 
 
+# --- interpolation ---------------------------------------------------------------------------------------------------
+
+
+def ndimage(array: Array) -> Any:
+    """``scipy.ndimage``, or ``cupyx.scipy.ndimage`` for arrays of cupy.
+
+    scipy's returns numpy arrays, whatever array it is given: convert with ``xp.asarray``.
+    """
+    if is_cupy_array(array):
+        import cupyx.scipy.ndimage
+
+        return cupyx.scipy.ndimage
+    return scipy.ndimage
+
+
 # --- what the array API has no fast way for --------------------------------------------------------------------------
 
 

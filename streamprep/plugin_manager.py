@@ -25,6 +25,7 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.remove_dust",
     "streamprep.plugins.randomize_phases",
     "streamprep.plugins.normalize",
+    "streamprep.plugins.center",
     "streamprep.plugins.phase_flip",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",

@@ -158,7 +158,11 @@ def operations_page(plugins: Plugins) -> str:
     of_name: dict[str, list[tuple[str, LoadedOperation]]] = {}
     for lane, made in _by_lane(plugins):
         of_name.setdefault(made.info.name, []).append((lane, made))
-    for name, found in of_name.items():
+    # by lane; what serves several stands among the operations on particles
+    lanes = list(OPERATION_HOOKS)
+    place = {name: max(lanes.index(lane) for lane, _ in found if lane != "maps" or len(found) == 1)
+             for name, found in of_name.items()}  # fmt: skip
+    for name, found in sorted(of_name.items(), key=lambda named: (place[named[0]], named[1][-1][1].info.order)):
         lines += [f"## {name}", ""]
         for lane, made in found:
             table = "[extract]" if lane == "extract" else f"[{lane}.{name}]"

@@ -16,6 +16,7 @@ from streamprep.arrays import (
     choose_backend,
     fft_library,
     irfft2,
+    ndimage,
     negate_by_sign,
     negate_where,
     put,
@@ -309,3 +310,11 @@ def test_negating_by_signs_is_negating_where_they_are_negative(backend: ArrayBac
     whole = backend.asarray(values.copy())
     negate_by_sign(whole, backend.asarray(signs))
     np.testing.assert_array_equal(backend.to_host(whole), np.where(signs < 0, -values, values))
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_interpolation_is_of_the_arrays_library(backend: ArrayBackend) -> None:
+    image = backend.asarray(np.eye(4, dtype=np.float32))
+    shifted = ndimage(image).shift(image, (1, 0), order=1, mode="grid-wrap")
+    done = backend.to_host(backend.xp.asarray(shifted))
+    np.testing.assert_allclose(done, np.roll(np.eye(4), 1, axis=0), atol=1e-6)

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from streamprep import __version__
+from streamprep import __version__, templates
 from streamprep.cli import app, main
 from streamprep.model import ConfigError
+from streamprep.plugin_manager import load_plugins
 from tests.conftest import ROOT, Session
 
 VERBS = ("run", "once", "init", "check", "plan", "ops", "plugins", "status", "retry", "apply", "simulate", "demo")
@@ -97,6 +98,18 @@ def test_init_leaves_the_operations_on_maps_to_apply(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"maps.invert: sessions do not process maps; streamprep apply does"):
         CliRunner().invoke(app, ["init", str(tmp_path), "--force", "-o", "maps.invert"], catch_exceptions=False)
     assert re.search(r"^maps +90 +invert", call("ops"), re.MULTILINE)
+
+
+def test_the_page_of_operations_is_what_the_program_writes(tmp_path: Path) -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    plugins = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""}, sinks=False)
+    assert templates.operations_page(plugins) == page, (
+        "make it anew with: streamprep ops --markdown > docs/operations.md"
+    )
+    for made in plugins.operations:
+        assert f"\n## {made.info.name}\n" in page
+        for parameter in made.info.params.model_fields:
+            assert f"\n| `{parameter}` |" in page
 
 
 def test_the_configuration_page_is_what_init_writes(tmp_path: Path) -> None:
