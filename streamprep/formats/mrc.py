@@ -450,16 +450,17 @@ class _Statistics:
 
     @classmethod
     def of(cls, sections: npt.NDArray[Any]) -> _Statistics:
-        """Of sections (n, ny, nx): short sums in float32 of what differs from one of the values, added in float64."""
+        """Of sections (n, ny, nx): rows summed in float32, then float64; of what differs from the mean if it is far."""
         with np.errstate(over="ignore", invalid="ignore"):
-            near = np.float32(sections.flat[0])
-            away = np.subtract(sections, near, dtype=np.float32)
-            mean = float(away.sum(axis=-1).sum(dtype=np.float64)) / away.size
-            away -= np.float32(mean)
-            rest = float(away.sum(axis=-1).sum(dtype=np.float64)) / away.size  # of rounding, so that none is left
-            squares = float(np.vecdot(away, away).sum(dtype=np.float64)) - away.size * rest**2
-            found = float(near) + float(np.float32(mean)) + rest
-        return cls(away.size, float(sections.min()), float(sections.max()), found, squares)
+            values = sections.astype(np.float32, copy=False)
+            near = np.float32(0)
+            first, second = _sums(values)
+            if first * first > 10 * (values.size * second - first * first):
+                near = np.float32(first / values.size)
+                first, second = _sums(values - near)
+            offset = first / values.size
+            least, greatest = float(sections.min()), float(sections.max())
+            return cls(values.size, least, greatest, float(near) + offset, second - first * offset)
 
     @classmethod
     def together(cls, parts: Sequence[_Statistics]) -> _Statistics:
@@ -473,6 +474,13 @@ class _Statistics:
         with np.errstate(over="ignore", invalid="ignore"):
             header["dmin"], header["dmax"] = self.least, self.greatest
             header["dmean"], header["rms"] = self.mean, max(self.squares / self.count, 0.0) ** 0.5
+
+
+def _sums(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Of the values and of their squares."""
+    ones = np.ones(values.shape[-1], np.float32)
+    first, second = (float(np.vecdot(values, other).sum(dtype=np.float64)) for other in (ones, values))
+    return first, second
 
 
 def _describe(file: Any, shape: tuple[int, ...], pixel_size_angstrom: float, label: str, template: Path | None) -> None:
