@@ -278,6 +278,14 @@ def sixteen_bits(words: Array) -> Array:
     return xp.reshape(parts, (*words.shape[:-1], 4 * words.shape[-1]))
 
 
+def look_up(table: Array, indices: Array) -> Array:
+    """Entries of a table of one dimension, for indices that are known to be in it."""
+    xp = array_namespace(table)
+    if is_numpy_array(table):
+        return np.take(table, indices, mode="clip")  # without a check of each index
+    return xp.reshape(xp.take(table, xp.reshape(xp.astype(indices, xp.int64), (-1,))), indices.shape)
+
+
 def put(array: Array, indices: Array, values: Array) -> None:
     """Put ``values``, as many as indices or one, at flat ``indices`` (C order, ascending, each once), in place."""
     xp = array_namespace(array)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import device as array_device
 
-from streamprep.arrays import array_namespace, cached_filter, sixteen_bits
+from streamprep.arrays import array_namespace, cached_filter, look_up, sixteen_bits
 from streamprep.em.random import random_bits
 from streamprep.model import Array
 
@@ -55,8 +55,7 @@ def randomize_spectrum(spectrum: Array, lengths: Sequence[int], cutoff: float, k
         opposite = xp.roll(xp.flip(here, axis=axes), (1,) * len(axes), axis=axes)  # the index −k of an axis
         opposite = xp.where(ranks > 0, ~opposite + 1, here & _HALF_TURN)
         phases[..., column] = xp.where(ranks < 0, here, opposite)
-    factors = xp.take(_circle(like=spectrum), xp.reshape(phases, (-1,)))
-    spectrum *= xp.reshape(factors, shape)
+    spectrum *= look_up(_circle(like=spectrum), phases)
 
 
 @cached_filter
