@@ -24,6 +24,9 @@ CONSTANT_BELOW = 1e-6
 SAFE_STD = (1e-15, 1e15)
 """Where squares stay within float32; beyond, sums are made in float64 from the start."""
 
+SLACK = 1e-12
+"""Of the mean, what its own rounding may be: constant images are no dust."""
+
 WINDOW_PIXELS = 1 << 20
 """Neighbours looked at in one go."""
 
@@ -89,7 +92,7 @@ def remove_dust(
     Notes
     -----
     Detection and ``median`` as in Xmipp 3, but for its neighbourhoods, which hold pixels that it replaced before. The
-    limits are those of float64 sums, rounded to float32. Constant images have no dust.
+    limits are those of sums as exact as in float64. Constant images have no dust.
 
     Examples
     --------
@@ -106,9 +109,9 @@ def remove_dust(
     mean, std = _moments(pixels)
     not_finite = ~xp.isfinite(std)
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = (xp.astype(mean + side * std, xp.float32)[:, None, None] for side in (-threshold, threshold))
-    outside = pixels > high
-    outside |= pixels < low
+        reach = threshold * std + SLACK * xp.abs(mean)
+        outside = pixels > _float32_within(mean + reach, -1)
+        outside |= pixels < _float32_within(mean - reach, 1)
 
     (dust,) = xp.nonzero(xp.reshape(outside, (-1,)))
     bounds = xp.searchsorted(dust, xp.arange(n + 1, device=array_device(pixels)) * size)
@@ -133,6 +136,15 @@ def remove_dust(
             not_unit &= _far_from_unit(_moments(pixels, dust, counts)[1])
     put(pixels, dust, values)
     return Cleaned(pixels, not_finite, all_dust, not_unit)
+
+
+def _float32_within(limits: Array, towards: int) -> Array:
+    """The float32 nearest to each limit and not beyond it: comparing with it is comparing with the limit."""
+    xp = array_namespace(limits)
+    nearest = xp.astype(limits, xp.float32)
+    inward = xp.nextafter(nearest, xp.full_like(nearest, towards * float("inf")))
+    beyond = (nearest - limits) * towards < 0
+    return xp.where(beyond, inward, nearest)[:, None, None]
 
 
 def _far_from_unit(std: Array) -> Array:
