@@ -25,7 +25,6 @@ from scipy import fft  # noqa: E402
 
 from streamprep.apply import apply, make_steps  # noqa: E402
 from streamprep.arrays import array_namespace, choose_backend, fft_library  # noqa: E402
-from streamprep.formats import mrc  # noqa: E402
 from streamprep.model import Context, Ctf, Item, Optics, Particles  # noqa: E402
 from streamprep.pipeline import Plan, run_particles  # noqa: E402
 from streamprep.plugin_manager import Plugins, load_plugins  # noqa: E402
@@ -59,7 +58,7 @@ def make_stack(folder: Path, images: int) -> tuple[Path, Path]:
     side = int(REFERENCE["side_px"])
     stack, table = folder / f"{images}.mrcs", folder / f"{images}.star"
     noise = rng.standard_normal((images, side, side), dtype=np.float32)
-    mrc.write(stack, noise, pixel_size_angstrom=PIXEL_SIZE_ANGSTROM, stack=True)
+    mrc_output.write(stack, noise, pixel_size_angstrom=PIXEL_SIZE_ANGSTROM, stack=True)
     names = ("DefocusU", "DefocusV", "DefocusAngle", "Voltage", "SphericalAberration", "AmplitudeContrast")
     rows = "".join(f"{15000 + index} {14500 + index} 30 300 2.7 0.1\n" for index in range(images))
     table.write_text("\ndata_\n\nloop_\n" + "".join(f"_rln{name}\n" for name in names) + rows + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 from streamprep import formats
 from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
 from streamprep.config import parse_override
-from streamprep.formats import mrc, star
+from streamprep.formats import mrc, mrc_output, star
 from streamprep.model import ConfigError, Context, Ctf, InputError, Item, Map, Optics, Particles, nearest
 from streamprep.pipeline import Plan, Step, make_step, run_in_parts, run_map, run_particles
 from streamprep.plugin_manager import Plugins
@@ -169,7 +169,7 @@ class _Work:
     def on_map(self) -> None:
         pixels = self.backend.to_device(np.asarray(mrc.read(self.source).pixels, dtype=np.float32))
         volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)
-        mrc.write(
+        mrc_output.write(
             self.target,
             np.asarray(to_host(volume.pixels), dtype=np.float32),
             pixel_size_angstrom=volume.pixel_size_angstrom,
@@ -183,7 +183,7 @@ class _Work:
         threads = len(os.sched_getaffinity(0)) if self.backend.name == "cpu" else 1
         per_image = all(step.operation.info.per_image for step in self.steps)
         with mrc.StackReader(self.source) as reader, contextlib.ExitStack() as opened:
-            writer: mrc.StackWriter | None = None
+            writer: mrc_output.StackWriter | None = None
             total = reader.shape[0]
 
             def take(start: int, stop: int) -> Particles:
@@ -198,7 +198,7 @@ class _Work:
                 if writer is None:
                     shape = (total, *images.shape[1:])
                     writer = opened.enter_context(
-                        mrc.StackWriter(
+                        mrc_output.StackWriter(
                             self.target,
                             shape,
                             pixel_size_angstrom=part.optics.pixel_size_angstrom,

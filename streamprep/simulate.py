@@ -26,7 +26,7 @@ from scipy import fft
 from scipy.spatial.transform import Rotation
 
 from streamprep.em.ctf import ctf_at
-from streamprep.formats import mrc, star
+from streamprep.formats import mrc_output, star
 from streamprep.model import ConfigError, Ctf, FloatArray
 
 Image = npt.NDArray[np.float32]
@@ -302,7 +302,7 @@ def prepare(folder: Path, acquisition: Acquisition) -> None:
     box, pixel_size = acquisition.box_size_px, acquisition.pixel_size_angstrom
     density = particle_map(particle_model(box, acquisition.seed), box)
     with _appearing(folder / "Maps" / "particle.mrc") as part:
-        mrc.write(part, density, pixel_size_angstrom=pixel_size, stack=False, label=LABEL)
+        mrc_output.write(part, density, pixel_size_angstrom=pixel_size, stack=False, label=LABEL)
     if not (folder / "streamprep.toml").exists():
         _write(folder / "streamprep.toml", _configuration(acquisition))
 
@@ -317,7 +317,7 @@ def expose(folder: Path, acquisition: Acquisition, index: int) -> Path:
     stem = f"mic_{index + 1:04d}"
     name = f"Micrographs/{stem}.mrc"
     with _appearing(folder / name) as part:  # a stack of one image and a single image have the same bytes
-        mrc.write(part, exposure.pixels[None], pixel_size_angstrom=pixel_size, stack=True, label=LABEL)
+        mrc_output.write(part, exposure.pixels[None], pixel_size_angstrom=pixel_size, stack=True, label=LABEL)
     names = ("rlnCoordinateX", "rlnCoordinateY", "rlnAutopickFigureOfMerit")
     picks = star.rows_text([*exposure.picks_px.T.tolist(), exposure.figure_of_merit.tolist()])
     _write(folder / "Coordinates" / f"{stem}_autopick.star", star.loop_head("", names) + picks)

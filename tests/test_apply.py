@@ -17,7 +17,7 @@ import pytest
 from streamprep import Context, Map, Params, Particles, operation
 from streamprep.apply import apply, make_steps
 from streamprep.cli import main
-from streamprep.formats import mrc
+from streamprep.formats import mrc, mrc_output
 from streamprep.model import ConfigError, InputError
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.plugins.normalize import normalize
@@ -73,7 +73,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Plugins:
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
     path = tmp_path / "in.mrcs"
-    mrc.write(path, images(), pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(path, images(), pixel_size_angstrom=1.5, stack=True)
     return path
 
 
@@ -121,7 +121,7 @@ def test_a_stack_stays_a_stack(run: Apply, stack: Path) -> None:
 @pytest.mark.parametrize("ending", [".mrc", ".map"])
 def test_a_map_runs_in_the_lane_of_maps(run: Apply, tmp_path: Path, ending: str) -> None:
     source = tmp_path / f"volume{ending}"
-    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)
     run("scale,invert", "scale.amount=2", source=source, target="out.mrc")
     np.testing.assert_array_equal(mrc.read(tmp_path / "out.mrc").pixels, -2 * images())
     assert mrc.read_header(tmp_path / "out.mrc").space_group == 1
@@ -145,7 +145,7 @@ def test_a_real_map_keeps_its_place_and_turns_to_the_usual_axes(run: Apply, data
 
 def test_an_operation_of_the_other_lane_is_refused_and_says_where_it_works(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "volume.mrc"
-    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)
     with pytest.raises(ConfigError, match="unknown operation(.|\n)*normalize works on particles"):
         run("normalize", source=source, target="out.mrc")
     with pytest.raises(ConfigError, match="unknown operation(.|\n)*pick_noise works on coordinates"):
@@ -154,7 +154,7 @@ def test_an_operation_of_the_other_lane_is_refused_and_says_where_it_works(run: 
 
 def test_one_image_is_a_stack_of_one(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "one.mrcs"
-    mrc.write(source, images()[:1], pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(source, images()[:1], pixel_size_angstrom=1.5, stack=True)
     run("invert", source=source)
     np.testing.assert_array_equal(mrc.read(tmp_path / "out.mrcs").pixels.reshape(1, 8, 8), -images()[:1])
 
@@ -162,7 +162,7 @@ def test_one_image_is_a_stack_of_one(run: Apply, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float16"])
 def test_any_kind_of_pixel_becomes_float(run: Apply, tmp_path: Path, dtype: str) -> None:
     source = tmp_path / "counts.mrcs"
-    mrc.write(source, np.arange(48).reshape(3, 4, 4).astype(dtype), pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(source, np.arange(48).reshape(3, 4, 4).astype(dtype), pixel_size_angstrom=1.5, stack=True)
     run("invert", source=source)
     np.testing.assert_array_equal(mrc.read(tmp_path / "out.mrcs").pixels, -np.arange(48.0).reshape(3, 4, 4))
 
@@ -174,7 +174,7 @@ def test_input_and_output_may_be_one_file(run: Apply, stack: Path) -> None:
 
 def test_warnings_of_operations_come_back(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "flat.mrcs"
-    mrc.write(source, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(source, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
     assert run("normalize", source=source) == ["2 of 2 particle images are constant; they were left at mean zero"]
 
 
@@ -232,7 +232,7 @@ def test_another_number_of_rows_than_images_is_refused(run: Apply, tmp_path: Pat
 
 def test_a_map_has_no_ctf(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "volume.mrc"
-    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)
     table = ctf_table(tmp_path / "ctf.star", ["11000 1 0"])
     with pytest.raises(ConfigError, match=r"ctf\.star: a CTF belongs to particles; .*volume\.mrc is a map"):
         run("invert", source=source, target="out.mrc", ctf=table)
@@ -320,7 +320,7 @@ def test_an_output_that_cannot_be_written_is_named_and_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(mrc.StackWriter, "write", full)
+    monkeypatch.setattr(mrc_output.StackWriter, "write", full)
     with pytest.raises(ConfigError, match=r"/out\.mrcs: cannot be written: No space left on device"):
         run("invert")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mrcs"]
@@ -335,7 +335,7 @@ def test_a_stack_is_written_to_a_stack(run: Apply, tmp_path: Path, target: str) 
 
 def test_a_map_is_written_to_a_map(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "volume.mrc"
-    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)
     for target in ("out.mrcs", "out.txt"):
         with pytest.raises(ConfigError, match=r"holds a map; the output must end in \.mrc or \.map or \.ccp4"):
             run("invert", source=source, target=target)
@@ -428,7 +428,7 @@ def test_the_command_applies_operations(
 def test_the_command_shows_warnings(
     stack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mrc.write(stack, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(stack, np.ones((2, 8, 8), dtype=np.float32), pixel_size_angstrom=1.5, stack=True)
     assert command(monkeypatch, "normalize", stack, stack.with_name("out.mrcs"), "--device", "cpu") == 0
     assert capsys.readouterr().err == "warning: 2 of 2 particle images are constant; they were left at mean zero\n"
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from streamprep.cli import app
-from streamprep.formats import mrc, star
+from streamprep.formats import mrc, mrc_output, star
 from streamprep.orientation import MICROGRAPHS, spread
 from tests.conftest import Session
 
@@ -27,7 +27,7 @@ def check(session: Session, *overrides: str) -> Result:
 def turn_over(micrograph: Path) -> None:
     """The micrograph as a program that begins with the other edge writes it."""
     image = mrc.read(micrograph)
-    mrc.write(micrograph, image.pixels[None, ::-1].copy(), pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(micrograph, image.pixels[None, ::-1].copy(), pixel_size_angstrom=1.5, stack=True)
 
 
 def turn_all_over(session: Session) -> None:
@@ -91,7 +91,7 @@ def test_what_cannot_be_told_says_why(session: Session) -> None:
     folder = session.folder / "Micrographs"
     for micrograph in folder.glob("*.mrc"):
         noise = np.random.default_rng(0).normal(100, 10, (1, 320, 320)).astype(np.float32)
-        mrc.write(micrograph, noise, pixel_size_angstrom=1.5, stack=True)
+        mrc_output.write(micrograph, noise, pixel_size_angstrom=1.5, stack=True)
     assert "Coordinates: which way y runs cannot be told (contrasts too alike: 0." in check(session).output
     (folder / "mic_0002.mrc").unlink()
     (folder / "mic_0003.mrc").unlink()

@@ -423,7 +423,7 @@ def test_nothing_half_written_is_left_by_a_failure(tmp_path: Path, monkeypatch: 
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("streamprep.simulate.mrc.write", full)
+    monkeypatch.setattr("streamprep.simulate.mrc_output.write", full)
     with pytest.raises(OSError, match="No space"):
         expose(tmp_path, SMALL, 0)
     assert contents(tmp_path) == before

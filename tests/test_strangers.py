@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from streamprep import formats
-from streamprep.formats import mrc
+from streamprep.formats import mrc, mrc_output
 from streamprep.naming import best_match, is_picture
 from tests.conftest import Session
 from tests.formats.test_ctffind import AVROT, HEADER
@@ -24,7 +24,7 @@ def picture(path: Path, side: int = 128) -> None:
     """A power spectrum, as an image of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).exponential(1.0, (1, side, side)).astype(np.float32)
-    mrc.write(path, pixels, pixel_size_angstrom=1.5, stack=True)
+    mrc_output.write(path, pixels, pixel_size_angstrom=1.5, stack=True)
 
 
 def defocus(number: int) -> float:

@@ -1,7 +1,7 @@
-"""MRC images, stacks and maps (MRC2014). The header is checked against the file's size before anything is read.
+"""Reading of MRC images, stacks and maps (MRC2014). The header is checked against the file's size before anything is read.
 
 Pixels are read by numpy, by the header as it was checked here: mrcfile believes a wrong machine stamp, and then asks
-for as many bytes as the turned header names. Files are written by mrcfile.
+for as many bytes as the turned header names. Files are written in `mrc_output`, by mrcfile.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import mrcfile
 import numpy as np
 import numpy.typing as npt
-from mrcfile.dtypes import HEADER_DTYPE
 
 from streamprep.model import Image, InputError
 
@@ -31,7 +28,6 @@ in the lower half; each row begins with a byte of its own."""
 PACKED = 101
 CRYSTAL_GROUPS = range(1, 231)
 """Space groups of single volumes; 0 is images, 401 and above are stacks of volumes."""
-LABELS = 10
 PLAIN_BYTES = 1 << 28
 LIKELY_RATIO = 100
 """More than 256 MiB must not be packed to less than a hundredth of them: noise cannot be."""
@@ -226,7 +222,7 @@ def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: in
     """The stored values, straight into the array that is used."""
     offset = HEADER_BYTES + header.extended_bytes
     with path.open("rb") as file:
-        stream = _content(file)
+        stream = content(file)
         if stream is file:
             data = np.fromfile(path, stored, count, offset=offset)
             if data.size != count:
@@ -253,7 +249,7 @@ def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: in
     return data
 
 
-def _content(file: IO[bytes]) -> Any:
+def content(file: IO[bytes]) -> Any:
     """A file, or the stream that is compressed in it, from the beginning."""
     kind = compression(file.read(16))
     file.seek(0)
@@ -329,197 +325,3 @@ class StackReader:
             filled += got
         if not straight:
             images[...] = room
-
-
-class StackWriter:
-    """A stack of images that is written part by part, in any order, from several threads; see `write`.
-
-    Leaving the ``with`` block without an error writes the header's statistics.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        dtype: npt.DTypeLike = np.float32,
-        *,
-        pixel_size_angstrom: float,
-        label: str = "streamprep",
-        template: Path | None = None,
-    ) -> None:
-        if not shape[0]:
-            raise ValueError("an MRC file cannot hold zero images")
-        with mrcfile.new(path, overwrite=True) as file:
-            file.set_data(np.zeros((1, *shape[1:]), dtype))
-            file.set_image_stack()
-            _describe(file, shape, pixel_size_angstrom, label, template)
-            self._offset = HEADER_BYTES + int(file.header.nsymbt)
-            self._dtype = file.data.dtype
-        self._shape = shape
-        self._statistics: dict[int, _Statistics] = {}
-        self._file = path.open("r+b", buffering=0)
-
-    def __enter__(self) -> StackWriter:
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        with self._file:
-            if error is None:
-                self._finish()
-
-    def write(self, start: int, images: npt.NDArray[Any]) -> None:
-        """Put images at ``start``."""
-        stored = np.ascontiguousarray(images, self._dtype)
-        self._statistics[start] = _Statistics.of(stored)
-        place = self._offset + start * math.prod(self._shape[1:]) * self._dtype.itemsize
-        view = memoryview(stored.reshape(-1).view(np.uint8).data)
-        while view:
-            done = os.pwrite(self._file.fileno(), view, place)
-            view, place = view[done:], place + done
-
-    def _finish(self) -> None:
-        written = [self._statistics[start] for start in sorted(self._statistics)]
-        if sum(part.count for part in written) != math.prod(self._shape):
-            raise ValueError(f"not all of the {self._shape[0]} images were written")
-        raw = np.frombuffer(os.pread(self._file.fileno(), HEADER_BYTES, 0), HEADER_DTYPE).copy()
-        raw["nz"] = self._shape[0]
-        _Statistics.together(written).put_into(raw[0])
-        os.pwrite(self._file.fileno(), raw.tobytes(), 0)
-
-
-def write(
-    path: Path,
-    data: npt.NDArray[Any],
-    *,
-    pixel_size_angstrom: float,
-    stack: bool,
-    label: str = "streamprep",
-    template: Path | None = None,
-) -> None:
-    """Write an image stack or a map with true header statistics, along the usual axes (x fastest).
-
-    Parameters
-    ----------
-    path
-        A new file.
-    data
-        Shape (n, ny, nx) for stacks, (nz, ny, nx) for maps; float32, float16, int8, int16 or uint16.
-    pixel_size_angstrom
-        Written as the voxel size.
-    stack
-        Images (space group 0) or a volume (space group 1).
-    label
-        Label of the header, after those of the template; where there are ten, it takes the place of the last. No time
-        is written, so that the same data make the same bytes.
-    template
-        The MRC file that the data were made from. Its labels are kept; where the shape is still its own, its origin,
-        start, and extended header, too, and of a volume the space group, cell and sampling.
-    """
-    shape = (len(data), *data.shape[1:])
-    if stack:
-        with StackWriter(
-            path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, label=label, template=template
-        ) as writer:
-            for start, images in _parts(data):
-                writer.write(start, images)
-        return
-    with mrcfile.new(path, overwrite=True) as file:
-        with np.errstate(over="ignore"):  # of statistics that are made anew below
-            file.set_data(data)
-        file.set_volume()
-        _describe(file, shape, pixel_size_angstrom, label, template)
-        _Statistics.together([_Statistics.of(sections) for _, sections in _parts(data)]).put_into(file.header)
-
-
-def _parts(data: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Some sections at a time, about as many as fit into a core's cache."""
-    step = max(1, (1 << 20) // max(1, data[0].nbytes))
-    return ((start, data[start : start + step]) for start in range(0, len(data), step))
-
-
-@dataclass(frozen=True, slots=True)
-class _Statistics:
-    """What an MRC header says of values: mean and standard deviation (ddof = 0) summed as in float64."""
-
-    count: int
-    least: float
-    greatest: float
-    mean: float
-    squares: float
-    """Sum of squared deviations from the mean."""
-
-    @classmethod
-    def of(cls, sections: npt.NDArray[Any]) -> _Statistics:
-        """Of sections (n, ny, nx): rows summed in float32, then float64; of what differs from the mean if it is far."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = sections.astype(np.float32, copy=False)
-            near = np.float32(0)
-            first, second = _sums(values)
-            if first * first > 10 * (values.size * second - first * first):
-                near = np.float32(first / values.size)
-                first, second = _sums(values - near)
-            offset = first / values.size
-            least, greatest = float(sections.min()), float(sections.max())
-            return cls(values.size, least, greatest, float(near) + offset, second - first * offset)
-
-    @classmethod
-    def together(cls, parts: Sequence[_Statistics]) -> _Statistics:
-        count = sum(part.count for part in parts)
-        mean = parts[0].mean + sum(part.count * (part.mean - parts[0].mean) for part in parts) / count
-        squares = sum(part.squares + part.count * (part.mean - mean) ** 2 for part in parts)
-        least, greatest = min(part.least for part in parts), max(part.greatest for part in parts)
-        return cls(count, least, greatest, mean, squares)
-
-    def put_into(self, header: Any) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            header["dmin"], header["dmax"] = self.least, self.greatest
-            header["dmean"], header["rms"] = self.mean, max(self.squares / self.count, 0.0) ** 0.5
-
-
-def _sums(values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Of the values and of their squares."""
-    ones = np.ones(values.shape[-1], np.float32)
-    first, second = (float(np.vecdot(values, other).sum(dtype=np.float64)) for other in (ones, values))
-    return first, second
-
-
-def _describe(file: Any, shape: tuple[int, ...], pixel_size_angstrom: float, label: str, template: Path | None) -> None:
-    """The voxel size, the labels, and what the template has beside."""
-    file.voxel_size = pixel_size_angstrom
-    labels = [] if template is None else _keep(file, shape, template, pixel_size_angstrom)
-    labels = [*labels[: LABELS - 1], label.encode("ascii", "replace")[:79]]
-    file.header.label[:] = b""
-    file.header.label[: len(labels)] = labels
-    file.header.nlabl = len(labels)
-
-
-def _keep(file: Any, shape: tuple[int, ...], template: Path, pixel_size_angstrom: float) -> list[bytes]:
-    """Take over what the template's header says beyond sizes and statistics; returns its labels."""
-    said = read_header(template)
-    with template.open("rb") as opened:
-        source = _content(opened)
-        raw = source.read(HEADER_BYTES)
-        extended = source.read(said.extended_bytes)
-    found = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(said.byte_order))[0]
-    sides = {1: said.nx, 2: said.ny, 3: said.nz}
-    axes = [said.axes.index(axis) + 1 for axis in (1, 2, 3)]  # where in the template x, y and z are
-    header = file.header
-    if list(reversed(shape)) == [sides[axis] for axis in axes]:
-        for to, axis in zip("xyz", axes, strict=True):
-            header[f"n{to}start"] = found[f"n{'xyz'[axis - 1]}start"]
-        scale = pixel_size_angstrom / (said.pixel_size_angstrom or pixel_size_angstrom)
-        if np.isfinite(found["origin"].tolist()).all():
-            header.origin = tuple(length * scale for length in found["origin"].tolist())
-        text = extended.isascii()
-        if extended and (text or np.dtype(said.byte_order + "i4").isnative):  # numbers of the other order stay turned
-            file.set_extended_header(np.frombuffer(extended, "V1"))
-            header.exttyp = bytes(found["exttyp"]).strip(b"\0 ") or (b"CCP4" if text else b"MRCO")
-        cell, angles = found["cella"].tolist(), found["cellb"].tolist()
-        sampling = [int(found[name]) for name in ("mx", "my", "mz")]
-        true = all(0 < length < np.inf for length in (*cell, *angles, *sampling))
-        if said.space_group in CRYSTAL_GROUPS and file.is_volume() and true:
-            header.ispg = said.space_group
-            header.mx, header.my, header.mz = sampling
-            header.cella, header.cellb = tuple(length * scale for length in cell), tuple(angles)
-    labels = [bytes(label).replace(b"\0", b" ").rstrip() for label in found["label"]]
-    return [label.decode("ascii", "replace").encode("ascii", "replace") for label in labels if label]

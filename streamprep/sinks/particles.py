@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamprep.config import Config
-from streamprep.formats import mrc
+from streamprep.formats import mrc_output
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, StagedRows, Table, hookimpl
 from streamprep.model import Label, Particles
 from streamprep.sinks import _files
@@ -64,7 +64,7 @@ class ParticleSink(Sink):
 
     def _write(self, path: Path, particles: Particles) -> None:
         pixels = as_stored(particles.pixels, self._dtype, particles.label)
-        mrc.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
+        mrc_output.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
         _files.fsync_file(path)
 
     def _rows(self, label: Label, particles: Particles, result: ItemResult, final: str) -> Iterable[StagedRows]:

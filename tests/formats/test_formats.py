@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamprep import formats
-from streamprep.formats import mrc
+from streamprep.formats import mrc_output
 from streamprep.model import Coordinates, Image, InputError, Item, Kind
 
 
@@ -205,7 +205,7 @@ def test_an_mrc_ending_on_something_else_is_an_error_that_names_the_file(head: b
 
 
 def test_the_kind_and_the_ending_choose_the_reader(tmp_path: Path) -> None:
-    mrc.write(tmp_path / "a.mrc", np.ones((1, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)
+    mrc_output.write(tmp_path / "a.mrc", np.ones((1, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)
     kinds: list[Kind] = ["micrograph", "mask", "particles", "map"]
     for kind in kinds:
         image = formats.read_item(Item(kind, "a", tmp_path / "a.mrc"))

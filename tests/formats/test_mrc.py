@@ -23,7 +23,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from streamprep import formats
-from streamprep.formats import mrc
+from streamprep.formats import mrc, mrc_output
 from streamprep.model import InputError, Item
 
 STAMPS = {"<": b"\x44\x44\x00\x00", ">": b"\x11\x11\x00\x00"}
@@ -310,7 +310,7 @@ def test_a_written_file_is_valid_and_reads_back(tmp_path: Path, stack: bool, dty
     path, data = tmp_path / "a.mrc", values((count, 8, 6), dtype)
     if dtype == "f2":
         data /= np.float16(256)  # the validator adds squares in float16, and would see infinity
-    mrc.write(path, data, pixel_size_angstrom=1.07, stack=stack)
+    mrc_output.write(path, data, pixel_size_angstrom=1.07, stack=stack)
     check_valid(path)
     assert mrc.missing(path, path.stat().st_size, path.read_bytes()[:1024]) is None
     image = mrc.read(path)
@@ -321,7 +321,7 @@ def test_a_written_file_is_valid_and_reads_back(tmp_path: Path, stack: bool, dty
 
 def test_header_statistics_are_true(tmp_path: Path) -> None:
     data = np.random.default_rng(1).normal(3, 2, (4, 16, 12)).astype(np.float32)
-    mrc.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    mrc_output.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
     with mrcfile.open(tmp_path / "a.mrcs", header_only=True) as file:
         found = file.header
         assert float(found.dmin) == data.min()
@@ -332,8 +332,8 @@ def test_header_statistics_are_true(tmp_path: Path) -> None:
 
 def test_a_stack_is_images_and_a_map_is_a_volume(tmp_path: Path) -> None:
     data = values((4, 8, 6), "f4")
-    mrc.write(tmp_path / "stack.mrcs", data, pixel_size_angstrom=2, stack=True)
-    mrc.write(tmp_path / "map.mrc", data, pixel_size_angstrom=2, stack=False)
+    mrc_output.write(tmp_path / "stack.mrcs", data, pixel_size_angstrom=2, stack=True)
+    mrc_output.write(tmp_path / "map.mrc", data, pixel_size_angstrom=2, stack=False)
     with mrcfile.open(tmp_path / "stack.mrcs") as stack, mrcfile.open(tmp_path / "map.mrc") as volume:
         assert (int(stack.header.ispg), int(stack.header.mz), int(stack.header.nz)) == (0, 1, 4)
         assert (int(volume.header.ispg), int(volume.header.mz), int(volume.header.nz)) == (1, 4, 4)
@@ -345,7 +345,7 @@ def test_the_same_pixels_make_the_same_bytes(tmp_path: Path) -> None:
     """No time of day, no name of a machine: outputs of two runs can be compared."""
     data = values((4, 8, 6), "f4")
     for name in "ab":
-        mrc.write(tmp_path / name, data, pixel_size_angstrom=2, stack=True, label="streamprep: µ")
+        mrc_output.write(tmp_path / name, data, pixel_size_angstrom=2, stack=True, label="streamprep: µ")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with mrcfile.open(tmp_path / "a") as file:
         assert int(file.header.nlabl) == 1
@@ -353,7 +353,7 @@ def test_the_same_pixels_make_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_long_label_is_cut(tmp_path: Path) -> None:
-    mrc.write(tmp_path / "a", values((1, 4, 4), "f4"), pixel_size_angstrom=2, stack=True, label="x" * 500)
+    mrc_output.write(tmp_path / "a", values((1, 4, 4), "f4"), pixel_size_angstrom=2, stack=True, label="x" * 500)
     check_valid(tmp_path / "a")
 
 
@@ -388,7 +388,7 @@ def test_a_volume_is_read_along_the_usual_axes_and_keeps_its_header(
     image = mrc.read(source)
     np.testing.assert_array_equal(image.pixels, usual)
     assert image.pixel_size_angstrom == pytest.approx(1.5)
-    mrc.write(path, image.pixels, pixel_size_angstrom=1.5, stack=False, label="ours", template=source)
+    mrc_output.write(path, image.pixels, pixel_size_angstrom=1.5, stack=False, label="ours", template=source)
     check_valid(path)
     np.testing.assert_array_equal(mrc.read(path).pixels, usual)
     with mrcfile.open(path) as file:
@@ -413,7 +413,7 @@ def test_axes_that_make_no_sense_are_the_usual_ones(tmp_path: Path) -> None:
 
 def test_another_pixel_size_scales_cell_and_origin(tmp_path: Path) -> None:
     usual = volume_along(tmp_path / "a.map", (1, 2, 3))
-    mrc.write(tmp_path / "b.map", usual, pixel_size_angstrom=3, stack=False, template=tmp_path / "a.map")
+    mrc_output.write(tmp_path / "b.map", usual, pixel_size_angstrom=3, stack=False, template=tmp_path / "a.map")
     with mrcfile.open(tmp_path / "b.map") as file:
         assert file.header.cella.tolist() == (36, 40, 48)
         assert file.header.origin.tolist() == (2, -4, 6)
@@ -421,7 +421,7 @@ def test_another_pixel_size_scales_cell_and_origin(tmp_path: Path) -> None:
 
 def test_another_shape_keeps_the_labels_only(tmp_path: Path) -> None:
     usual = volume_along(tmp_path / "a.map", (1, 2, 3), extended=b"x" * 80)
-    mrc.write(tmp_path / "b.map", usual[1:], pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
+    mrc_output.write(tmp_path / "b.map", usual[1:], pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
     check_valid(tmp_path / "b.map")
     with mrcfile.open(tmp_path / "b.map") as file:
         assert [float(file.voxel_size[axis]) for axis in "xyz"] == pytest.approx([1.5, 1.5, 1.5])
@@ -433,7 +433,7 @@ def test_another_shape_keeps_the_labels_only(tmp_path: Path) -> None:
 def test_an_extended_header_of_numbers_is_kept_in_this_machines_order_only(tmp_path: Path, order: str) -> None:
     extended = bytes(range(200, 216)) * 5
     usual = volume_along(tmp_path / "a.map", (1, 2, 3), order, extended)
-    mrc.write(tmp_path / "b.map", usual, pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
+    mrc_output.write(tmp_path / "b.map", usual, pixel_size_angstrom=1.5, stack=False, template=tmp_path / "a.map")
     check_valid(tmp_path / "b.map")
     with mrcfile.open(tmp_path / "b.map") as file:
         assert file.extended_header.tobytes() == (extended if order == "<" else b"")
@@ -441,7 +441,7 @@ def test_an_extended_header_of_numbers_is_kept_in_this_machines_order_only(tmp_p
 
 def test_an_empty_stack_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zero images"):
-        mrc.write(tmp_path / "a", np.zeros((0, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)
+        mrc_output.write(tmp_path / "a", np.zeros((0, 4, 4), np.float32), pixel_size_angstrom=2, stack=True)
     assert not (tmp_path / "a").exists()
 
 
@@ -592,8 +592,8 @@ def test_a_stack_written_in_parts_is_the_stack(cuts: list[int], mode: str, order
     order.shuffle(parts)
     with tempfile.TemporaryDirectory() as made:
         whole, pieces = Path(made) / "whole.mrcs", Path(made) / "pieces.mrcs"
-        mrc.write(whole, data, pixel_size_angstrom=1.5, stack=True)
-        with mrc.StackWriter(pieces, data.shape, data.dtype, pixel_size_angstrom=1.5) as writer:
+        mrc_output.write(whole, data, pixel_size_angstrom=1.5, stack=True)
+        with mrc_output.StackWriter(pieces, data.shape, data.dtype, pixel_size_angstrom=1.5) as writer:
             for start, stop in parts:
                 writer.write(start, data[start:stop])
         np.testing.assert_array_equal(mrc.read(pieces).pixels, data)
@@ -615,7 +615,7 @@ def test_a_stack_of_which_a_part_is_missing_is_not_finished(tmp_path: Path) -> N
     data = values((4, 8, 6), "f4")
     with (
         pytest.raises(ValueError, match="not all of the 4 images were written"),
-        mrc.StackWriter(tmp_path / "a.mrcs", data.shape, pixel_size_angstrom=2) as writer,
+        mrc_output.StackWriter(tmp_path / "a.mrcs", data.shape, pixel_size_angstrom=2) as writer,
     ):
         writer.write(0, data[:3])
 
@@ -623,7 +623,7 @@ def test_a_stack_of_which_a_part_is_missing_is_not_finished(tmp_path: Path) -> N
 @pytest.mark.parametrize("packed", ["", ".gz", ".bz2"])
 def test_parts_of_a_compressed_or_turned_stack(tmp_path: Path, packed: str) -> None:
     data = values((6, 8, 6), "f4")
-    mrc.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    mrc_output.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
     raw = (tmp_path / "a.mrcs").read_bytes()
     path = tmp_path / f"b.mrcs{packed}"
     path.write_bytes({"": lambda b: b, ".gz": gzip.compress, ".bz2": bz2.compress}[packed](raw))
@@ -636,7 +636,7 @@ def test_parts_of_a_compressed_or_turned_stack(tmp_path: Path, packed: str) -> N
 def test_a_stack_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
     data = values((6, 8, 6), "f4")
     path = tmp_path / "a.mrcs"
-    mrc.write(path, data, pixel_size_angstrom=2, stack=True)
+    mrc_output.write(path, data, pixel_size_angstrom=2, stack=True)
     with mrc.StackReader(path) as reader:
         os.truncate(path, path.stat().st_size - 8)
         with pytest.raises(InputError, match=r"a\.mrcs: it became shorter while it was read"):
@@ -646,7 +646,7 @@ def test_a_stack_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mean", [0.0, 6800.0, -1e6])
 def test_statistics_of_values_far_from_zero(tmp_path: Path, mean: float) -> None:
     data = np.random.default_rng(1).normal(mean, 9, (9, 256, 256)).astype(np.float32)
-    mrc.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    mrc_output.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
     with mrcfile.open(tmp_path / "a.mrcs", header_only=True) as file:
         assert float(file.header.rms) == pytest.approx(data.std(dtype=np.float64), rel=1e-6)
         assert float(file.header.dmean) == pytest.approx(data.mean(dtype=np.float64), rel=1e-7, abs=1e-6)
