@@ -25,6 +25,7 @@ from scipy import fft  # noqa: E402
 
 from streamprep.apply import apply, make_steps  # noqa: E402
 from streamprep.arrays import array_namespace, choose_backend, fft_library  # noqa: E402
+from streamprep.formats import mrc_output  # noqa: E402
 from streamprep.model import Context, Ctf, Item, Optics, Particles  # noqa: E402
 from streamprep.pipeline import Plan, run_particles  # noqa: E402
 from streamprep.plugin_manager import Plugins, load_plugins  # noqa: E402

@@ -307,11 +307,11 @@ def owned(pixels: Array, in_place: bool) -> Array:
     return xp.astype(pixels, xp.float32, copy=not in_place)
 
 
-def writable(pixels: Array) -> Array:
-    """The same array where it is float32 and can be overwritten, else a float32 copy that can."""
+def writable(pixels: Array, *, copy: bool = False) -> Array:
+    """The same array where it is float32 and can be overwritten, else, or always, a float32 copy that can."""
     if is_numpy_array(pixels):
-        return np.require(pixels, np.float32, ["C", "W"])
-    return owned(pixels, in_place=True)
+        return np.array(pixels, np.float32, order="C") if copy else np.require(pixels, np.float32, ["C", "W"])
+    return owned(pixels, in_place=not copy)
 
 
 CACHE_BYTES = 2 << 20

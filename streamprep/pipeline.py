@@ -425,6 +425,7 @@ def run_particles(
     plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer, threads: int = 1
 ) -> Particles:
     """Run the particle operations on a stack, on the backend that its pixels are on; they are overwritten."""
+    ours = True
     for per_image, group in groupby(plan.lane("particles"), lambda step: step.operation.info.per_image):
         if not len(particles):
             break
@@ -432,23 +433,20 @@ def run_particles(
         if not per_image:
             for step in steps:
                 particles = _run_step(step, particles, context, timer)
+            ours = False  # what they were given, or gave back, they may have kept
             continue
-        whole = particles.with_pixels(writable(particles.pixels))
+        whole = particles.with_pixels(writable(particles.pixels, copy=not ours))
         done: dict[int, Particles] = {}
 
-        def take(start: int, stop: int, whole: Particles = whole, done: dict[int, Particles] = done) -> Particles:
-            done[start] = whole.part(start, stop)
-            return done[start]
+        def take(start: int, stop: int, whole: Particles = whole) -> Particles:
+            return whole.part(start, stop)
 
-        def give(start: int, part: Particles, done: dict[int, Particles] = done) -> None:
-            there = done[start].pixels
-            if part.pixels is not there and part.pixels.shape == there.shape:  # it was not worked on in place
-                there[...] = part.pixels
-                part = part.with_pixels(there)
-            done[start] = part
-
-        run_in_parts(steps, len(whole), images_in_part(whole.pixels), take, give, context, timer=timer, threads=threads)
+        run_in_parts(
+            steps, len(whole), images_in_part(whole.pixels), take, done.__setitem__, context, timer=timer,
+            threads=threads,
+        )  # fmt: skip
         particles = _joined(whole, [done[start] for start in sorted(done)])
+        ours = True
     return particles
 
 
@@ -487,18 +485,22 @@ def run_in_parts(
         An operation returns something of a wrong type or shape, or fewer images than it was given.
     """
     said: dict[int, Said] = {}
+    stack: dict[int, Any] = {}
 
     def run(start: int) -> None:
         said[start] = Said()
         there = said[start].heard_in(context, first_image=start)
         part = take(start, min(start + size, total))
-        given = len(part)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # operations flag what comes of it
-            for step in steps:
-                part = _run_step(step, part, there, timer)
-                if len(part) != given:
-                    said_of = f"returned {len(part)} images for {given}; what is per_image cannot drop or add any"
+            for number, step in enumerate(steps):
+                given = part
+                part = _kept(given, _run_step(step, given, there, timer))
+                if len(part) != len(given):
+                    said_of = f"returned {len(part)} images for {len(given)}; what is per_image cannot drop or add any"
                     raise OperationError(step.name, said_of)
+                shared = (part.optics, part.label, part.phase_flipped, sorted(part.columns))
+                if shared != stack.setdefault(number, shared):
+                    raise OperationError(step.name, "gave parts of a stack different optics, flags or columns")
         give(start, part)
 
     starts = range(0, total, size)
@@ -529,17 +531,21 @@ def _run_step(step: Step, particles: Particles, context: Context, timer: Timer) 
     return made
 
 
+def _kept(given: Particles, made: Particles) -> Particles:
+    """What an operation made, in the memory of what it was given, which is ours: its own it may have kept."""
+    if made.pixels is given.pixels:
+        return made
+    if made.pixels.shape != given.pixels.shape:
+        return made.with_pixels(writable(made.pixels, copy=True))
+    given.pixels[...] = array_namespace(given.pixels).astype(made.pixels, given.pixels.dtype, copy=False)
+    return made.with_pixels(given.pixels)
+
+
 def _joined(whole: Particles, parts: Sequence[Particles]) -> Particles:
     """One stack of its parts again."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    if any(
-        (part.optics, part.label, part.phase_flipped, set(part.columns))
-        != (first.optics, first.label, first.phase_flipped, set(first.columns))
-        for part in parts
-    ):
-        raise OperationError("a per_image operation", "gave parts of a stack different optics, flags or columns")
     pixels = whole.pixels
     if first.pixels.shape[1:] != pixels.shape[1:]:
         pixels = array_namespace(pixels).concat([part.pixels for part in parts])

@@ -349,5 +349,37 @@ def test_parts_that_differ_in_what_the_stack_shares_are_refused(
         return replace(particles, phase_flipped=ctx.first_image > 0)
 
     monkeypatch.setattr(arrays, "CACHE_BYTES", 8 * 8 * 4)
-    with pytest.raises(OperationError, match="different optics, flags or columns"):
+    with pytest.raises(OperationError, match="odd: gave parts of a stack different optics, flags or columns"):
         run_chain(per_image(plugins, "odd", 1, odd), "odd", particles=tiny_particles(3, 8))
+
+
+@pytest.mark.parametrize("per_part", [True, False])
+def test_what_an_operation_keeps_is_not_overwritten(plugins: Plugins, per_part: bool) -> None:
+    """One that gives back an array that it keeps for the next item, and one that keeps what it was given."""
+    kept = np.full((4, 8, 8), 2.0, np.float32)
+    seen: list[np.ndarray] = []
+
+    def cached(particles: Particles) -> Particles:
+        return particles.with_pixels(kept)
+
+    def look(particles: Particles) -> None:
+        seen.append(particles.pixels)
+
+    more = (
+        per_image(plugins, "cached", 1, cached) if per_part else add(plugins, "process_particles", "cached", 1, cached)
+    )
+    more = add(more, "process_particles", "look", 95, look)
+    more = per_image(more, "again", 96, lambda particles: particles.with_pixels(particles.pixels * 5))
+    for _ in range(2):
+        done = run_chain(more, "cached", "invert", "look", "again", particles=tiny_particles(4, 8))
+        np.testing.assert_array_equal(done.pixels, -10)
+        np.testing.assert_array_equal(kept, 2)
+        np.testing.assert_array_equal(seen[-1], -2)
+
+
+def test_read_only_results_can_be_worked_on(plugins: Plugins) -> None:
+    def constant(particles: Particles) -> Particles:
+        return particles.with_pixels(np.broadcast_to(np.float32(3), particles.pixels.shape))
+
+    done = run_chain(per_image(plugins, "constant", 1, constant), "constant", "invert", particles=tiny_particles(4, 8))
+    np.testing.assert_array_equal(done.pixels, -3)

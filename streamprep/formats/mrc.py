@@ -1,4 +1,4 @@
-"""Reading of MRC images, stacks and maps (MRC2014). The header is checked against the file's size before anything is read.
+"""Reading of MRC images, stacks and maps (MRC2014). Headers are checked against the size before anything is read.
 
 Pixels are read by numpy, by the header as it was checked here: mrcfile believes a wrong machine stamp, and then asks
 for as many bytes as the turned header names. Files are written in `mrc_output`, by mrcfile.

@@ -38,7 +38,7 @@ class StackWriter:
         if not shape[0]:
             raise ValueError("an MRC file cannot hold zero images")
         with mrcfile.new(path, overwrite=True) as file:
-            file.set_data(np.zeros((1, *shape[1:]), dtype))
+            file.set_data(np.zeros((1, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
             file.set_image_stack()
             _describe(file, shape, pixel_size_angstrom, label, template)
             self._offset = HEADER_BYTES + int(file.header.nsymbt)
@@ -146,6 +146,9 @@ class _Statistics:
             if first * first > 10 * (values.size * second - first * first):
                 near = np.float32(first / values.size)
                 first, second = _sums(values - near)
+            if not math.isfinite(second):  # float32 has no squares of values beyond 1e19
+                near = np.float32(0)
+                first, second = _sums(values.astype(np.float64))
             offset = first / values.size
             least, greatest = float(sections.min()), float(sections.max())
             return cls(values.size, least, greatest, float(near) + offset, second - first * offset)
@@ -164,9 +167,9 @@ class _Statistics:
             header["dmean"], header["rms"] = self.mean, max(self.squares / self.count, 0.0) ** 0.5
 
 
-def _sums(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+def _sums(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Of the values and of their squares."""
-    ones = np.ones(values.shape[-1], np.float32)
+    ones = np.ones(values.shape[-1], values.dtype)
     first, second = (float(np.vecdot(values, other).sum(dtype=np.float64)) for other in (ones, values))
     return first, second
 

@@ -72,7 +72,7 @@ def _count(ny: int, nx: int, radius_px: int) -> int:
 
 def normalize(
     pixels: Array, *, method: Method = "ramp", background_radius_px: int = -1, in_place: bool = False
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Normalise each image of a stack.
 
     Parameters
@@ -94,18 +94,21 @@ def normalize(
         Shape (n, ny, nx), float32.
     constant
         Shape (n,), bool: images whose deviation is below 1e-6, or below what rounding leaves; at mean zero, not
-        scaled. And those that hold values that are not finite; nothing of them is finite.
+        scaled.
+    broken
+        Shape (n,), bool: images that hold values that are not finite, of which nothing remains finite; and those with
+        values beyond 1e18, whose squares are not: not scaled.
 
     Notes
     -----
-    The formulas are those of Xmipp 3's normalisation (OldXmipp, NewXmipp, Ramp). Sums are of what differs from a value
-    amid the image's own, of a row in float32, of rows in float64: as exact as float64 for values far from zero, too.
+    The formulas are those of Xmipp 3's normalisation (OldXmipp, NewXmipp, Ramp). Sums are of what differs from the
+    background's mean, of a row in float32, of rows in float64: as exact as float64 for values far from zero, too.
 
     Examples
     --------
     >>> import numpy as np
     >>> images = np.random.default_rng(0).normal(6800, 9, (2, 32, 32)).astype(np.float32)
-    >>> done, constant = normalize(images, method="old")
+    >>> done, constant, _ = normalize(images, method="old")
     >>> [round(float(v), 4) + 0 for v in (done.mean(), done.std())], constant.tolist()
     ([0.0, 1.0], [False, False])
     """
@@ -116,35 +119,41 @@ def normalize(
     weights = _weights(ny, nx, radius, like=pixels)
     y, x = (_axis(ny, nx, axis, like=pixels) for axis in (0, 1))
 
-    near = xp.mean(pixels[:, :: max(1, ny // 32), :], axis=(1, 2))
+    count = max(_count(ny, nx, radius), 1)
+    near = xp.astype(xp.sum(_rows(pixels, weights[0, ...]), axis=1) / count, xp.float32)
     pixels -= near[:, None, None]
-    rows = xp.astype(xp.vecdot(pixels, weights[0, ...]), xp.float64)
+    rows = _rows(pixels, weights[0, ...])
     sums = [xp.sum(rows, axis=1), xp.zeros_like(rows[:, 0]), rows @ y]
     if method == "ramp":
-        sums[1] = xp.sum(xp.astype(xp.vecdot(pixels, weights[1, ...]), xp.float64), axis=1)
+        sums[1] = xp.sum(_rows(pixels, weights[1, ...]), axis=1)
     plane = xp.stack(sums, axis=1) @ _solver(ny, nx, radius, method, like=pixels)
     pixels -= xp.astype(plane[:, :1] + plane[:, 2:] * y, xp.float32)[:, :, None]
     if method == "ramp":
         pixels -= xp.astype(plane[:, 1:2] * x, xp.float32)[:, None, :]
 
     weighted = pixels if method == "old" else pixels * weights[0, ...]
-    squares = xp.sum(xp.astype(xp.vecdot(weighted, pixels), xp.float64), axis=1)
-    deviation = xp.sqrt(squares / max(_count(ny, nx, radius) - (0 if method == "old" else 1), 1))
+    squares = xp.sum(_rows(weighted, pixels), axis=1)
+    deviation = xp.sqrt(squares / max(count - (0 if method == "old" else 1), 1))
     lost = ROUNDING * (xp.abs(xp.astype(near, xp.float64)) + xp.sum(xp.abs(plane), axis=1))
     constant = xp.logical_not(deviation >= xp.where(lost > CONSTANT_BELOW, lost, CONSTANT_BELOW))
-    scale = 1 / xp.where(constant, xp.ones_like(deviation), deviation)
-    pixels *= xp.astype(scale, xp.float32)[:, None, None]
-    return pixels, constant
+    scaled = xp.logical_and(xp.isfinite(deviation), xp.logical_not(constant))
+    pixels *= xp.astype(1 / xp.where(scaled, deviation, xp.ones_like(deviation)), xp.float32)[:, None, None]
+    return pixels, constant, xp.logical_not(xp.isfinite(deviation))
+
+
+def _rows(pixels: Array, factors: Array) -> Array:
+    """Sums of products along each row in float32, given as float64."""
+    xp = array_namespace(pixels)
+    return xp.astype(xp.vecdot(pixels, factors), xp.float64)
 
 
 @operation("process_particles", order=30, params=Normalize, name="normalize", per_image=True)
 def normalize_particles(particles: Particles, params: Normalize, ctx: Context) -> Particles:
     """Normalise particle images."""
-    pixels, constant = normalize(
+    pixels, constant, broken = normalize(
         particles.pixels, method=params.method, background_radius_px=params.background_radius_px, in_place=True
     )
     xp = array_namespace(pixels)
-    finite = xp.isfinite(pixels[:, 0, 0])
-    ctx.flag(xp.logical_and(constant, finite), "are constant; they were left at mean zero")
-    ctx.flag(xp.logical_not(finite), "hold values that are not finite (NaN or infinite); they could not be normalised")
+    ctx.flag(xp.logical_and(constant, ~broken), "are constant; they were left at mean zero")
+    ctx.flag(broken, "hold values that are not finite (NaN or infinite) or beyond 1e18; they could not be normalised")
     return particles.with_pixels(pixels)

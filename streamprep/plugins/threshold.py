@@ -123,7 +123,7 @@ def threshold(
 def _mean_where(pixels: Array, mask: Array) -> tuple[Array, Array]:
     """Mean of each image's pixels where the mask is true, float64, 0 where it is nowhere; and their number.
 
-    Rows are summed in float32, a first time to find a number near the mean and again after that is subtracted.
+    First a number near the mean is found and subtracted; rows are then summed in float32.
     """
     xp = array_namespace(pixels)
     n = int(pixels.shape[0])
@@ -137,7 +137,7 @@ def _mean_where(pixels: Array, mask: Array) -> tuple[Array, Array]:
     divisor = xp.clip(count, min=1)
     kept = pixels + 0
     replace_where(kept, ~mask, 0)
-    pivot = xp.astype(total(xp.sum(kept, axis=-1)) / divisor, xp.float32)
+    pivot = xp.astype(total(xp.sum(kept, axis=-1, dtype=xp.float64)) / divisor, xp.float32)
     kept -= xp.reshape(pivot, (n,) + (1,) * (pixels.ndim - 1))
     return xp.astype(pivot, xp.float64) + total(xp.vecdot(kept, weight)) / divisor, count
 
