@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,19 @@ from streamprep import formats
 from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, mrc_output, star
-from streamprep.model import ConfigError, Context, Ctf, InputError, Item, Map, Optics, Particles, nearest
+from streamprep.model import (
+    Columns,
+    ConfigError,
+    Context,
+    Ctf,
+    InputError,
+    Item,
+    Map,
+    Optics,
+    Particles,
+    Reject,
+    nearest,
+)
 from streamprep.pipeline import Plan, Step, make_step, run_in_parts, run_map, run_particles
 from streamprep.plugin_manager import Plugins
 
@@ -25,6 +37,9 @@ ENDINGS = {
     "single image": (".mrcs", ".mrc"),
 }
 """What an output may end in, for each kind of input."""
+
+COLUMNS_SUFFIX = "_particles.star"
+"""Ends the name of the table, beside the stack, of what operations tell of each image."""
 
 
 def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, plugins: Plugins) -> tuple[Step, ...]:
@@ -74,6 +89,9 @@ def apply(
 ) -> list[str]:
     """Run operations on a particle stack or a map and write the result.
 
+    What operations tell of each image, such as the shift that center applied, is written beside a stack, in a STAR
+    table of its name with ``_particles.star`` for ``.mrcs``.
+
     Parameters
     ----------
     operations
@@ -119,7 +137,9 @@ def apply(
     if not pixel_size:
         raise InputError(source, "its header has no pixel size; give --pixel-size-angstrom")
     single = header.nz == 1 and header.space_group == 0
-    lane = "particles" if source.suffix.lower() == ".mrcs" or single else "maps"
+    packed = source.suffix.lower() in (".gz", ".bz2")
+    ends = (source.with_suffix("") if packed else source).suffix.lower()
+    lane = "particles" if ends == ".mrcs" or single else "maps"
     what = "map" if lane == "maps" else "single image" if single else "stack of images"
     allowed = ENDINGS[what]
     if ending not in allowed:
@@ -137,21 +157,49 @@ def apply(
         read_image=lambda path: mrc.read(path).pixels,
     )
     unfinished = target.with_name(f".{target.name}.part")
-    work = _Work(steps, source, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
+    work = _Work(
+        steps, source, target, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend
+    )
     try:
         if lane == "particles":
-            work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
+            columns = work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
         elif ctf is not None:
             raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
         else:
-            work.on_map()
-        unfinished.replace(target)  # whole or not at all, also where the target is the source
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
+            columns = work.on_map()
+        with _writing(target):
+            if columns:
+                _write_columns(target, columns)
+            unfinished.replace(target)  # whole or not at all, also where the target is the source
+    except Reject as reject:
+        raise InputError(source, f"an operation rejects it: {reject.reason}") from reject
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
     return warnings
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
+
+
+def _write_columns(target: Path, columns: Columns) -> None:
+    """What operations tell of each image, in a table beside the stack."""
+    count = len(next(iter(columns.values())))
+    names = [f"{number:06d}@{target.name}" for number in range(1, count + 1)]
+    text = star.table_text("particles", {"rlnImageName": names, **{name: list(of) for name, of in columns.items()}})
+    table = target.with_name(f"{target.stem}{COLUMNS_SUFFIX}")
+    unfinished = table.with_name(f".{table.name}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(table)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,27 +209,31 @@ class _Work:
     steps: tuple[Step, ...]
     source: Path
     target: Path
+    unfinished: Path
     pixel_size_angstrom: float
     label: str
     context: Context
     backend: Backend
 
-    def on_map(self) -> None:
+    def on_map(self) -> Columns:
         pixels = self.backend.to_device(np.asarray(mrc.read(self.source).pixels, dtype=np.float32))
         volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)
-        mrc_output.write(
-            self.target,
-            np.asarray(to_host(volume.pixels), dtype=np.float32),
-            pixel_size_angstrom=volume.pixel_size_angstrom,
-            stack=False,
-            label=self.label,
-            template=self.source,
-        )
+        with _writing(self.target):
+            mrc_output.write(
+                self.unfinished,
+                np.asarray(to_host(volume.pixels), dtype=np.float32),
+                pixel_size_angstrom=volume.pixel_size_angstrom,
+                stack=False,
+                label=self.label,
+                template=self.source,
+            )
+        return {}
 
-    def on_stack(self, ctf: tuple[Ctf, ...] | None) -> None:
+    def on_stack(self, ctf: tuple[Ctf, ...] | None) -> Columns:
         """Part by part from file to file; where an operation asks for the whole stack, whole."""
         threads = len(os.sched_getaffinity(0)) if self.backend.name == "cpu" else 1
         per_image = all(step.operation.info.per_image for step in self.steps)
+        told: dict[int, Columns] = {}
         with mrc.StackReader(self.source) as reader, contextlib.ExitStack() as opened:
             writer: mrc_output.StackWriter | None = None
             total = reader.shape[0]
@@ -195,24 +247,30 @@ class _Work:
             def give(start: int, part: Particles) -> None:
                 nonlocal writer
                 images = to_host(part.pixels)
-                if writer is None:
-                    shape = (total, *images.shape[1:])
-                    writer = opened.enter_context(
-                        mrc_output.StackWriter(
-                            self.target,
-                            shape,
-                            pixel_size_angstrom=part.optics.pixel_size_angstrom,
-                            label=self.label,
-                            template=self.source,
+                told[start] = part.columns
+                with _writing(self.target):
+                    if writer is None:
+                        opened.enter_context(_writing(self.target))  # of its end
+                        writer = opened.enter_context(
+                            mrc_output.StackWriter(
+                                self.unfinished,
+                                (total if per_image else len(part), *images.shape[1:]),
+                                pixel_size_angstrom=part.optics.pixel_size_angstrom,
+                                label=self.label,
+                                template=self.source,
+                            )
                         )
-                    )
-                writer.write(start, images)
+                    writer.write(start, images)
 
             if per_image:
                 size = images_in_part(self.backend.to_device(np.empty((0, *reader.shape[1:]), np.float32)))
                 run_in_parts(self.steps, total, size, take, give, self.context, threads=threads)
             else:
-                give(0, run_particles(Plan(self.steps, {}), take(0, total), self.context, threads=threads))
+                made = run_particles(Plan(self.steps, {}), take(0, total), self.context, threads=threads)
+                if not len(made):
+                    raise InputError(self.source, "the operations leave no image of it")
+                give(0, made)
+        return {name: np.concatenate([told[start][name] for start in sorted(told)]) for name in told[0]}
 
 
 def _head(path: Path) -> bytes:

@@ -407,6 +407,8 @@ def apply(
 ) -> None:
     """Run operations on one stack or map, without a session.
 
+    What an operation tells of each image (center: its shift) is written beside OUTPUT, in NAME_particles.star.
+
     Example: [bold]streamprep apply normalize,invert in.mrcs out.mrcs --set normalize.method=new[/bold]
     """
     if device not in ("auto", "cpu", "gpu"):

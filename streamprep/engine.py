@@ -616,7 +616,8 @@ class Engine:
             self._operations[name] = (count + 1, total + seconds)
             self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
         for warning in outcome.warnings:
-            log.warning("%s: %s", job.item, warning)
+            if warning not in outcome.remarks:  # these are told once, below
+                log.warning("%s: %s", job.item, warning)
         for remark in outcome.remarks:
             if remark not in self._told:
                 self._told.add(remark)

@@ -109,7 +109,13 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     if isinstance(warnings, int):
         lines.append(f"{warnings} items with warnings")
     else:
-        lines += [f"warning: {clean(item)}: {clean('; '.join(said))}" for item, said in warnings]
+        items: dict[str, list[str]] = {}
+        for item, said in warnings:
+            for text in said:
+                items.setdefault(text, []).append(item)
+        for text, named in items.items():
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            lines.append(f"warning: {clean(named[0])}{more}: {clean(text)}")
     if any(row["state"] == "failed" for row in report["failures"]):
         lines.append("failed items are taken up again by: streamprep retry")
     return "\n".join(lines)

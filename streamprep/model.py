@@ -315,7 +315,7 @@ class Context:
     note: Callable[[str], None] = lambda _: None
     """Record something that is as it should be but worth reporting, such as boxes skipped at the edge."""
     remark: Callable[[str], None] = lambda _: None
-    """Say something of all images of a session: each text is told once. It holds no numbers and no names of items."""
+    """Record a warning that is the same for many items: the log has it once. It holds no numbers and no names."""
     flag: Callable[[Array, str], None] = lambda _, __: None
     """Record that some images are odd: a boolean array, one per image, and what is said of them. What is counted over
     all parts of the item becomes one warning, such as "2 of 50 particle images are constant"."""

@@ -168,8 +168,11 @@ def operations_page(plugins: Plugins) -> str:
             table = "[extract]" if lane == "extract" else f"[{lane}.{name}]"
             about = " ".join((inspect.getdoc(made.function) or "").split())
             lines += [f"`{table}`, order {made.info.order}. {about}", ""]
-        for params in dict.fromkeys(made.info.params for _, made in found):
+        models = list(dict.fromkeys(made.info.params for _, made in found))
+        for params in models:
             if params.model_fields:
+                if len(models) > 1:
+                    lines += [f"For {', '.join(lane for lane, made in found if made.info.params is params)}:", ""]
                 lines += ["| parameter | type | default, range | meaning |", "|---|---|---|---|"]
                 lines += [
                     f"| `{key}` | {_cell(type_text(field))} | {_cell(default_text(field))} "

@@ -231,7 +231,7 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
         noted.close()
     return replace(
         made,
-        warnings=tuple(heard["warn"]),
+        warnings=(*heard["warn"], *heard["remark"]),
         notes=tuple(heard["note"]),
         remarks=(*made.remarks, *heard["remark"]),
         timings=tuple(timings.items()),

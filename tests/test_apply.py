@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import sys
 from collections.abc import Callable
@@ -14,10 +15,10 @@ import mrcfile
 import numpy as np
 import pytest
 
-from streamprep import Context, Map, Params, Particles, operation
+from streamprep import Context, Map, Params, Particles, Reject, operation
 from streamprep.apply import apply, make_steps
 from streamprep.cli import main
-from streamprep.formats import mrc, mrc_output
+from streamprep.formats import mrc, mrc_output, star
 from streamprep.model import ConfigError, InputError
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.plugins.normalize import normalize
@@ -62,7 +63,7 @@ def look(particles: Particles, ctx: Context) -> None:
 def plugins(monkeypatch: pytest.MonkeyPatch) -> Plugins:
     """The built-in operations and those above, loaded as a plugin is."""
     module = ModuleType("streamprep_operations_of_a_test")
-    for made in (add, scale, scale_map, look):
+    for made in (add, scale, scale_map, look, leave, refuse, break_down):
         setattr(module, made.__name__, made)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     loaded = load_plugins(environ=NO_PLUGINS, extra=[module.__name__], sinks=False)
@@ -397,6 +398,61 @@ def test_a_gpu_gives_the_same_stack(run: Apply, stack: Path) -> None:
     run("normalize,invert", device="gpu")
     on_gpu = mrc.read(stack.with_name("out.mrcs")).pixels
     np.testing.assert_allclose(on_gpu, -normalize(images())[0], atol=1e-5)
+
+
+@operation("process_particles", order=70, params=Amount)
+def leave(particles: Particles, params: Amount) -> Particles:
+    """Leave some of the first images."""
+    return particles.part(0, int(params.amount))
+
+
+@operation("process_particles", order=71)
+def refuse(particles: Particles) -> Particles:
+    """Refuse it."""
+    raise Reject("too thick")
+
+
+@operation("process_particles", order=72)
+def break_down(particles: Particles) -> Particles:
+    """Have trouble with a file of its own."""
+    raise OSError(errno.EIO, "Input/output error", "table of gains")
+
+
+def test_an_operation_may_leave_fewer_images(run: Apply, stack: Path) -> None:
+    run("leave", "leave.amount=2")
+    np.testing.assert_array_equal(mrc.read(stack.with_name("out.mrcs")).pixels, images()[:2])
+    with pytest.raises(InputError, match=r"in\.mrcs: the operations leave no image of it"):
+        run("leave", "leave.amount=0")
+
+
+def test_a_rejected_stack_is_told_with_the_reason(run: Apply, stack: Path) -> None:
+    with pytest.raises(InputError, match=r"in\.mrcs: an operation rejects it: too thick"):
+        run("refuse")
+    assert [path.name for path in stack.parent.iterdir()] == ["in.mrcs"]
+
+
+def test_trouble_with_another_file_is_not_blamed_on_the_output(run: Apply) -> None:
+    with pytest.raises(OSError, match="table of gains"):
+        run("break_down")
+
+
+def test_what_is_told_of_each_image_stands_in_a_table_beside_the_stack(run: Apply, stack: Path) -> None:
+    y, x = np.indices((24, 24)) - 12
+    blob = np.exp(-((x - 3) ** 2 + (y + 2) ** 2) / 8)
+    mrc_output.write(stack, np.stack([blob, 2 * blob]).astype(np.float32), pixel_size_angstrom=1.5, stack=True)
+    run("center")
+    (loop,) = star.read_loops(stack.with_name("out_particles.star"))
+    assert loop.text("rlnImageName") == ["000001@out.mrcs", "000002@out.mrcs"]
+    np.testing.assert_allclose(loop.floats("streamprepShiftXAngst"), -4.5, atol=0.01)
+    np.testing.assert_allclose(loop.floats("streamprepShiftYAngst"), 3.0, atol=0.01)
+    assert sorted(path.name for path in stack.parent.iterdir()) == ["in.mrcs", "out.mrcs", "out_particles.star"]
+
+
+def test_a_compressed_stack_is_a_stack(run: Apply, stack: Path) -> None:
+    packed = stack.with_name("packed.mrcs.gz")
+    packed.write_bytes(gzip.compress(stack.read_bytes()))
+    run("invert", source=packed)
+    np.testing.assert_array_equal(mrc.read(stack.with_name("out.mrcs")).pixels, -images())
 
 
 # --- through the command line ----------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ ROTATION = "streamprepRotationDeg"
 """By how much it was turned after that about the origin pixel, from x towards y [°]."""
 ORIGINS = (("rlnOriginXAngst", "rlnOriginYAngst", True), ("rlnOriginX", "rlnOriginY", False))
 """RELION's shifts that are still to be applied; whether they are in Å."""
+PSI = "rlnAnglePsi"
+"""RELION's in-plane turn that is still to be applied, after the shift, from x towards y [°]."""
 
 
 class Center(Params):
@@ -42,8 +44,10 @@ class Center(Params):
 
 
 @operation("process_particles", order=40, params=Center, name="center", per_image=True)
-def center_particles(particles: Particles, params: Center, ctx: Context) -> Particles:
-    """Move each particle to the middle of its box."""
+def center_particles(particles: Particles, params: Center, ctx: Context) -> Particles | None:
+    """Move each particle to the middle of its box; noise boxes, which have no centre, stay as they are."""
+    if particles.label == "noise":
+        return None
     done = center(particles.pixels, method=params.method, rotate=params.rotate, limit_shift=params.limit_shift)
     ctx.flag(done.broken, "hold values that are not finite (NaN or infinite); they were not centred")
     ctx.flag(done.empty, "hold nothing to find a centre by; they were not centred")
@@ -51,10 +55,10 @@ def center_particles(particles: Particles, params: Center, ctx: Context) -> Part
     shift_px, angle_deg = to_host(done.shift_px), to_host(done.angle_deg)
     said = {} if particles.coordinates is None else particles.coordinates.columns  # of boxes cut in this session
     said = {**said, **particles.columns}
-    if params.rotate and not {"rlnAnglePsi", "anglePsi"}.isdisjoint(said):
+    if params.rotate and "anglePsi" in said:
         ctx.remark(
-            "center turns the images (rotate = true); the in-plane angles that their table gives (rlnAnglePsi) are of "
-            "the images before"
+            "center turns the images (rotate = true); the in-plane angles that their table gives (anglePsi) are of the "
+            "images before"
         )
     if not {"shiftX", "shiftY"}.isdisjoint(particles.columns):
         ctx.remark(
@@ -66,6 +70,8 @@ def center_particles(particles: Particles, params: Center, ctx: Context) -> Part
     in_first_px = _turned(shift_px, -before_deg)
     columns = dict(particles.columns)
     columns |= _origins(said, shift_px, angle_deg, pixel, ctx)
+    if params.rotate and PSI in said:
+        columns[PSI] = _numbers(said, PSI, ctx) - angle_deg
     columns |= dict(zip(SHIFT, ((before_px + in_first_px) * pixel).T, strict=True))
     if params.rotate or ROTATION in said:
         columns[ROTATION] = before_deg + angle_deg

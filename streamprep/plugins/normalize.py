@@ -33,7 +33,8 @@ class Normalize(Params):
     )
     background_radius_px: int = Field(
         -1,
-        description="Pixels at this distance from the origin or farther are background [px]; ≤ 0: half the box.",
+        description="Pixels at this distance from the origin or farther are background [px], at most half the box; "
+        "≤ 0: half the box.",
     )
 
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:  # noqa: ARG002

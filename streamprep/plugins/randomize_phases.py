@@ -14,7 +14,9 @@ class RandomizePhases(Params):
     """Replace the phases beyond a resolution by random ones; the amplitudes stay."""
 
     max_resolution_angstrom: float = Field(
-        40.0, gt=0, description="What is coarser than this, or just as coarse, stays as it is [Å]."
+        40.0,
+        gt=0,
+        description="What is coarser than this, or just as coarse, stays as it is [Å]; at least 2 × the pixel size.",
     )
 
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:  # noqa: ARG002

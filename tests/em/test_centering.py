@@ -296,3 +296,14 @@ def test_any_real_dtype_gives_float32(dtype: str) -> None:
     done = center(images)
     assert done.pixels.dtype == np.float32
     np.testing.assert_allclose(done.shift_px, [[-2.5, -1.0]], atol=0.05)
+
+
+@pytest.mark.parametrize(("box", "width"), [(256, 0.16), (384, 0.12), (512, 0.12)])
+def test_smooth_objects_without_a_mirror_line_come_to_the_middle(box: int, width: float) -> None:
+    """They fill the circle, whose edge holds the peak back: each step is only a part of the way."""
+    y, x = np.indices((box, box)) - box // 2
+    right, down = 0.1 * box, -0.05 * box
+    skew = 0.6 * (x - right) + (y - down)
+    image = np.exp(-(((x - right) / (width * box)) ** 2 + (skew / (0.5 * width * box)) ** 2) / 2)
+    found = center(image[None].astype(np.float32)).shift_px[0]
+    assert np.hypot(found[0] + right, found[1] + down) < 0.1

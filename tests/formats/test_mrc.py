@@ -650,3 +650,18 @@ def test_statistics_of_values_far_from_zero(tmp_path: Path, mean: float) -> None
     with mrcfile.open(tmp_path / "a.mrcs", header_only=True) as file:
         assert float(file.header.rms) == pytest.approx(data.std(dtype=np.float64), rel=1e-6)
         assert float(file.header.dmean) == pytest.approx(data.mean(dtype=np.float64), rel=1e-7, abs=1e-6)
+
+
+def test_pixels_of_the_other_byte_order_are_turned(tmp_path: Path) -> None:
+    data = values((4, 8, 6), "f4")
+    for stack in (True, False):
+        path = tmp_path / f"{stack}.mrcs"
+        mrc_output.write(path, data.astype(">f4"), pixel_size_angstrom=2, stack=stack)
+        np.testing.assert_array_equal(mrc.read(path).pixels, data)
+
+
+def test_statistics_of_values_without_squares_in_float32(tmp_path: Path) -> None:
+    data = (1e25 * np.random.default_rng(1).normal(2, 1, (3, 16, 16))).astype(np.float32)
+    mrc_output.write(tmp_path / "a.mrcs", data, pixel_size_angstrom=2, stack=True)
+    with mrcfile.open(tmp_path / "a.mrcs", header_only=True) as file:
+        assert float(file.header.rms) == pytest.approx(data.std(dtype=np.float64), rel=1e-5)

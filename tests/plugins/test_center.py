@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import starfile
 
 from streamprep.config import Config, Session, Sets
 from streamprep.em.centering import shift_images
-from streamprep.formats import mrc
+from streamprep.formats import mrc, mrc_output, star
 from streamprep.hookspecs import ItemResult
 from streamprep.model import Context, Coordinates, InputError, Item, Micrograph, Optics, Particles
 from streamprep.plugins.center import ROTATION, SHIFT, center_particles
@@ -160,15 +162,57 @@ def test_twice_adds_up(rotate: bool) -> None:
         np.testing.assert_allclose(twice.columns[ROTATION], once.columns[ROTATION], atol=2)
 
 
-def test_angles_and_shifts_that_no_longer_hold_are_remarked() -> None:
-    _, warnings = run_operation(center_particles, moved_particles(rlnAnglePsi=["1", "2", "3"]), rotate=True)
-    assert len(warnings) == 1
-    assert "rlnAnglePsi" in warnings[0]
-    _, warnings = run_operation(center_particles, moved_particles(rlnAnglePsi=["1", "2", "3"]))
-    assert warnings == []
+def test_shifts_that_no_longer_hold_are_remarked() -> None:
     _, warnings = run_operation(center_particles, moved_particles(shiftX=["1", "2", "3"]))
     assert len(warnings) == 1
     assert "shiftX" in warnings[0]
+
+
+def test_noise_boxes_stay_as_they_are() -> None:
+    done, warnings = run_operation(center_particles, replace(moved_particles(), label="noise"))
+    assert (done, warnings) == (None, [])
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_relion_finds_the_same_images(tmp_path: Path, rotate: bool) -> None:
+    """Aligned by RELION with the table's shifts and angles, before and after: they are the same."""
+    program = shutil.which("relion_stack_create")
+    if program is None:
+        pytest.skip("RELION is not installed")
+    rng = np.random.default_rng(0)
+    y, x = np.indices((64, 64)) - 32
+    images = np.zeros((3, 64, 64), np.float32)
+    for image in images:
+        middle = rng.uniform(-4, 4, 2)
+        for _ in range(4):
+            right, down = rng.uniform(-12, 12, 2) + middle
+            image += rng.uniform(0.5, 1) * np.exp(-((x - right) ** 2 + (y - down) ** 2) / (2 * rng.uniform(2, 4) ** 2))
+    columns = {
+        "rlnAnglePsi": np.array(["0", "35", "-110"]),
+        "rlnOriginXAngst": np.array(["0", "3", "1"]),
+        "rlnOriginYAngst": np.array(["0", "-4", "2"]),
+    }
+    before = Particles(images, Optics(2.0), columns=columns)
+    after, _ = run_operation(center_particles, before, rotate=rotate)
+    assert np.abs(after.columns["streamprepShiftXAngst"]).min() > 1
+    aligned = []
+    for name, particles in (("before", before), ("after", after)):
+        stack = tmp_path / f"{name}.mrcs"
+        mrc_output.write(stack, np.asarray(particles.pixels), pixel_size_angstrom=2, stack=True)
+        names = [f"{number:06d}@{stack.name}" for number in (1, 2, 3)]
+        rows = {"rlnImageName": names, "rlnOpticsGroup": [1] * 3, **{key: particles.columns[key] for key in columns}}
+        optics = {
+            "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnImagePixelSize": [2.0], "rlnImageSize": [64],
+            "rlnImageDimensionality": [2], "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7],
+            "rlnAmplitudeContrast": [0.1],
+        }  # fmt: skip
+        (tmp_path / f"{name}.star").write_text(star.table_text("optics", optics) + star.table_text("particles", rows))
+        words = [program, "--i", f"{name}.star", "--o", f"{name}_aligned", "--apply_transformation"]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        aligned.append(mrc.read(tmp_path / f"{name}_aligned.mrcs").pixels)
+    inside = x**2 + y**2 < 24**2
+    for one, other in zip(*aligned, strict=True):
+        assert np.corrcoef(one[inside], other[inside])[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("value", ["None", "nan"])

@@ -256,3 +256,23 @@ def test_a_radius_above_half_the_box_is_refused_on_an_image() -> None:
 def test_parameters_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         run_operation(normalize_particles, tiny_particles(1, 16), **wrong)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("method", METHODS)
+def test_values_without_squares_are_told(method: str) -> None:
+    images = noise((3, 16, 16))
+    images[1] *= 1e20
+    done, constant, broken = normalize(images, method=method)
+    assert (constant | broken).tolist() == [False, True, False]
+    assert np.isfinite(done).all()
+    assert np.abs(done[1]).max() > 1e19
+
+
+@pytest.mark.parametrize("box", [32, 256])
+def test_a_hot_pixel_in_the_particle_does_not_spoil_the_background(box: int) -> None:
+    images = noise((1, box, box))
+    images[0, box // 2, box // 2] = 1e7
+    done, _, _ = normalize(images, method="new")
+    outside = np.hypot(*(np.indices((box, box)) - box // 2)) >= box // 2
+    np.testing.assert_allclose(done[0][outside], reference(images, "new")[0][outside], atol=2e-6)

@@ -206,3 +206,10 @@ def test_without_parameters_what_is_negative_becomes_zero() -> None:
 def test_parameters_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Threshold.model_validate(wrong)
+
+
+def test_the_mean_of_large_values_is_finite() -> None:
+    image = np.full((1, 16, 16), 3e37, np.float32)
+    image[0, 0] = -1
+    done = threshold(image, value=0, substitute="avg")
+    np.testing.assert_allclose(done.pixels, 3e37, rtol=1e-6)
