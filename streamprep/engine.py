@@ -43,7 +43,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Of one job's file names; the others can be written as ever."""
 
-_ITEMS: Mapping[tuple[Kind, ...], str] = {("micrograph",): "micrographs", ("particles",): "stacks"}
+_ITEMS: Mapping[tuple[Kind, ...], str] = {
+    ("micrograph",): "micrographs",
+    ("particles",): "stacks",
+    ("map",): "maps",
+}
 """What to call what a session works on."""
 
 KEPT_FAILURES = 20

@@ -57,6 +57,10 @@ class Params(BaseModel):
         """The table whose operation of the same name runs with these parameters; the one they stand in unless said."""
         return table
 
+    def files(self) -> Mapping[str, str]:
+        """Files that parameters of operations on maps name, by parameter; they must be there when a session starts."""
+        return {}
+
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:
         """Raise ValueError where the parameters do not fit the images. Called at start and on each item.
 
@@ -231,6 +235,9 @@ class ItemResult:
     micrograph: Micrograph | None
     coordinates: Mapping[Label, Coordinates]
     particles: Mapping[Label, Particles]
+    map: Map | None = None
+    map_before: Map | None = None
+    """The map as it came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ _DISK_ERRORS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.E
 TABLE_KINDS: tuple[Kind, ...] = ("coordinates", "ctf", "rows")
 """Kinds of files that are tables."""
 
-ITEM_KINDS: tuple[Kind, ...] = ("micrograph", "particles")
+ITEM_KINDS: tuple[Kind, ...] = ("micrograph", "particles", "map")
 """Kinds of files that jobs are made of, once all that belongs to them is there."""
 
 State = Literal["ready", "queued", "claimed", "done", "rejected", "failed", "superseded"]

@@ -85,6 +85,35 @@ def montage(boxes: Sequence[npt.NDArray[Any]] | npt.NDArray[Any], *, columns: in
     return sheet
 
 
+def map_picture(maps: Sequence[npt.NDArray[Any]], *, side_px: int = 240) -> Image.Image:
+    """One row for each map, for instance before and after: the central slices across x, y and z, and the sum along z.
+
+    Parameters
+    ----------
+    maps
+        Each of shape (nz, ny, nx).
+    side_px
+        Longest side of each picture [px].
+    """
+    rows = []
+    for volume in maps:
+        z, y, x = (side // 2 for side in volume.shape)
+        views = (volume[:, :, x], volume[:, y, :], volume[z], volume.sum(axis=0, dtype=np.float64))
+        tiles = []
+        for view in views:
+            grown = side_px / max(view.shape)
+            size = (max(1, round(view.shape[1] * grown)), max(1, round(view.shape[0] * grown)))
+            tile = Image.new("L", (side_px, side_px), 32)
+            tile.paste(Image.fromarray(stretch(np.asarray(view))).resize(size, Image.Resampling.BILINEAR), (0, 0))
+            tiles.append(tile)
+        rows.append(tiles)
+    sheet = Image.new("L", (4 * (side_px + 4), len(rows) * (side_px + 4)), 0)
+    for down, tiles in enumerate(rows):
+        for right, tile in enumerate(tiles):
+            sheet.paste(tile, (right * (side_px + 4) + 2, down * (side_px + 4) + 2))
+    return sheet
+
+
 def beside(left: Image.Image, right: Sequence[Image.Image], *, gap_px: int = 12) -> Image.Image:
     """One picture, and others below one another on its right."""
     width = left.width + gap_px + max(image.width for image in right)

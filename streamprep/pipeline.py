@@ -93,7 +93,7 @@ class Plan:
         """Kinds of files that a micrograph waits for beside its coordinates, with their path patterns."""
         found: dict[Kind, set[str | None]] = {}
         for step in self.steps:
-            for kind, pattern in step.params.companions().items():
+            for kind, pattern in step.params.companions().items() if step.table != "maps" else ():
                 found.setdefault(kind, set()).add(pattern)
         return found
 
@@ -203,13 +203,13 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
 
     Micrographs are processed where operations on coordinates or an extraction are configured. Stacks are where there
     are operations on particles and no extraction: else the particles of a session would be in its set twice, as they
-    came and as they were cut anew.
+    came and as they were cut anew. Maps are where there are operations on them; they stand alone.
 
     Raises
     ------
     ConfigError
         An operation needs the CTF, and the configuration names no table; it changes micrographs, of which nothing is
-        made; or it is one of a lane that sessions do not have.
+        made; or a file that an operation on maps names is not there.
     """
     required: dict[Kind, dict[Kind, str]] = {}
     if plan.extract is not None or any(plan.lane("coordinates")):
@@ -224,12 +224,15 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
                 f"{config.file}: {step.name} works on micrographs{told}, and no particles are cut from them here; add "
                 f"[extract], or let {step.name} work on the particles of existing stacks"
             )
-    maps = [step.name for step in plan.lane("maps")]
-    if maps:
-        raise ConfigError(
-            f"{config.file}: [maps.{maps[0]}] sessions do not process maps yet; use streamprep apply {','.join(maps)} "
-            "INPUT OUTPUT, and leave the table out"
-        )
+    if any(plan.lane("maps")):
+        required["map"] = {}
+    for step in plan.lane("maps"):
+        for parameter, name in step.params.files().items():
+            if not config.resolve(name).is_file():
+                raise ConfigError(
+                    f"{config.file}: [maps.{step.name}] {parameter} = {name!r}: there is no such file; paths are "
+                    "relative to the configuration file"
+                )
     return required
 
 
@@ -249,9 +252,8 @@ def why_not(kind: Kind, plan: Plan) -> str:
             "a stack of particles; this session cuts its particles from micrographs ([extract]). A session without "
             "[extract] processes stacks"
         )
-    if kind == "map":
-        return "a map; sessions do not process maps yet, streamprep apply does"
-    return f"no operation for {'stacks of particles' if kind == 'particles' else 'micrographs'} is active"
+    named: Mapping[Kind, str] = {"particles": "stacks of particles", "map": "maps"}
+    return f"no operation for {named.get(kind, 'micrographs')} is active"
 
 
 def _of_micrographs(config: Config, plan: Plan) -> dict[Kind, str]:
@@ -585,6 +587,22 @@ def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_tim
             raise OperationError(step.name, f"returned a map of shape {tuple(made.pixels.shape)}")
         volume = made
     return volume
+
+
+def run_volume(
+    plan: Plan,
+    volume: Map,
+    context: Context,
+    *,
+    generation: int = 1,
+    backend: Backend | None = None,
+    timer: Timer = _no_timer,
+) -> ItemResult:
+    """Run the map lane on one map; parameters, results and errors as of `run_micrograph`."""
+    there = volume if backend is None else volume.with_pixels(backend.to_device(volume.pixels + 0))
+    made = run_map(plan, there, context, timer=timer)
+    made = made.with_pixels(to_host(made.pixels))
+    return ItemResult(context.item, generation, None, {}, {}, map=made, map_before=volume)
 
 
 def context_for(plan: Plan, item: Item, **further: Any) -> Context:

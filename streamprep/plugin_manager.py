@@ -30,7 +30,12 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )
-BUILTIN_SINKS = ("streamprep.sinks.particles", "streamprep.sinks.coordinates", "streamprep.sinks.status")
+BUILTIN_SINKS = (
+    "streamprep.sinks.particles",
+    "streamprep.sinks.coordinates",
+    "streamprep.sinks.maps",
+    "streamprep.sinks.status",
+)
 BUILTIN_FORMATS = ("streamprep.formats",)
 
 

@@ -52,7 +52,7 @@ class Snapshot:
     degraded: tuple[str, ...]
     disk_free_bytes: int
     items: str = "micrographs"
-    """What the session works on: micrographs, stacks (of particles), or items where it is both."""
+    """What the session works on: micrographs, stacks (of particles), maps, or items where it is several."""
 
 
 def rows_of_sets(tables: Mapping[str, int]) -> dict[str, int]:

@@ -28,7 +28,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     Parameters
     ----------
     plugins
-        Their operations all appear, but for those on maps, which sessions do not process.
+        Their operations all appear.
     folder
         Where the session lies; folders and CTF tables that are there are put in.
     active
@@ -37,13 +37,11 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     Raises
     ------
     ConfigError
-        An operation is not installed, or works on maps.
+        An operation is not installed.
     """
-    offered = [(lane, made) for lane, made in _by_lane(plugins) if lane != "maps"]
+    offered = list(_by_lane(plugins))
     known = {f"{lane}.{made.info.name}" for lane, made in offered}
     for name in sorted(active - known):
-        if name.startswith("maps."):
-            raise ConfigError(f"--operation {name}: sessions do not process maps; streamprep apply does")
         raise ConfigError(f"--operation {name}: not installed; {nearest(name, sorted(known))}")
     watch = [name for name in USUAL_FOLDERS if (folder / name).is_dir()] or list(USUAL_FOLDERS)
     lines = [

@@ -44,13 +44,23 @@ from streamprep.model import (
     InputError,
     Item,
     Kind,
+    Map,
     Micrograph,
     Optics,
     ParticleRows,
     Reject,
     StreamprepError,
 )
-from streamprep.pipeline import OperationError, Plan, context_for, required_kinds, resolve, run_micrograph, run_stack
+from streamprep.pipeline import (
+    OperationError,
+    Plan,
+    context_for,
+    required_kinds,
+    resolve,
+    run_micrograph,
+    run_stack,
+    run_volume,
+)
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.stacks import NotYet, make_particles
 
@@ -337,6 +347,7 @@ def _process(
     masks = {path: made for made, path in job.inputs if made.kind == "mask"}
 
     def read_image(path: Path) -> np.ndarray[Any, Any]:
+        path = worker.config.resolve(str(path))
         try:
             pixels = np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
         finally:
@@ -355,7 +366,12 @@ def _process(
     )
     ctf, coordinates, rows = found.get("ctf"), found.get("coordinates"), found.get("rows")
     ctf = ctf if isinstance(ctf, Ctf) else None
-    if isinstance(rows, ParticleRows):
+    if job.item.kind == "map":
+        volume = make_map(worker.config, job, image)
+        result = run_volume(
+            worker.plan, volume, context, generation=job.generation, backend=worker.backend, timer=timer
+        )
+    elif isinstance(rows, ParticleRows):
         particles = make_particles(job.item, image, rows, worker.config.optics)
         if particles.ctf is None and worker.config.ctf is not None:
             if ctf is None and "ctf" not in worker.plan.dispensable:
@@ -425,6 +441,26 @@ def make_micrograph(config: Config, job: ItemJob, image: Image, fitted: Entry | 
     if fitted is None or not isinstance(fitted.data, Ctf):
         return Micrograph(job.name, pixels, optics)
     return Micrograph(job.name, pixels, optics, fitted.data, fitted.optics_columns)
+
+
+def make_map(config: Config, job: ItemJob, image: Image) -> Map:
+    """A map from what its file holds; its pixel size is the header's, else the configuration's.
+
+    Raises
+    ------
+    InputError
+        It has no three dimensions, its pixel size is unknown, or it holds values that are not finite.
+    """
+    path = job.item.path
+    pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[None]
+    if pixels.dtype.kind not in "uif":
+        raise InputError(path, f"a map holds real numbers; this holds {pixels.dtype}")
+    pixel_size = image.pixel_size_angstrom or config.optics.pixel_size_angstrom
+    if not pixel_size:
+        raise InputError(path, "its header has no pixel size; set [optics] pixel_size_angstrom")
+    if not all(np.isfinite(section.sum(dtype=np.float64)) for section in pixels):
+        raise InputError(path, "it holds values that are not finite (NaN or infinite)")
+    return Map(job.name, pixels.astype(np.float32, copy=False), pixel_size)
 
 
 def micrograph_pixels(path: Path, image: Image) -> npt.NDArray[Any]:

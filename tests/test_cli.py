@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -92,12 +91,11 @@ def test_init_refuses_an_operation_that_is_not_there(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["init", str(tmp_path), "-o", "particles.invrt"], catch_exceptions=False)
 
 
-def test_init_leaves_the_operations_on_maps_to_apply(tmp_path: Path) -> None:
-    call("init", tmp_path)
-    assert "maps." not in (tmp_path / "streamprep.toml").read_text()
-    with pytest.raises(ConfigError, match=r"maps.invert: sessions do not process maps; streamprep apply does"):
-        CliRunner().invoke(app, ["init", str(tmp_path), "--force", "-o", "maps.invert"], catch_exceptions=False)
-    assert re.search(r"^maps +90 +invert", call("ops"), re.MULTILINE)
+def test_init_turns_operations_on_maps_on(tmp_path: Path) -> None:
+    call("init", tmp_path, "-o", "maps.invert")
+    written = (tmp_path / "streamprep.toml").read_text()
+    assert "\n[maps.invert]\n" in written
+    assert "# [particles.invert]" in written
 
 
 def test_the_page_of_operations_is_what_the_program_writes(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The map sink: each processed map as one immutable file with a true header, and a picture of it before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from streamprep.config import Config
+from streamprep.formats import mrc_output
+from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, Table, hookimpl
+from streamprep.model import StreamprepError
+from streamprep.pictures import map_picture
+from streamprep.sinks import _files
+
+MAPS, GALLERY = "maps", "gallery"
+
+
+class MapSink(Sink):
+    """Stages a processed map and its picture."""
+
+    name = "maps"
+    folders = (MAPS, GALLERY)
+    tables: Sequence[Table] = ()
+
+    def stage(self, result: ItemResult, folder: Path) -> Staged:
+        """Write both, durably."""
+        made, before = result.map, result.map_before
+        if made is None or before is None:
+            return Staged()
+        if not all(np.isfinite(section.sum(dtype=np.float64)) for section in made.pixels):
+            raise StreamprepError("the map holds values that are not finite after the operations")
+        version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
+        staged = folder / "map.mrc"
+        mrc_output.write(
+            staged,
+            made.pixels,
+            pixel_size_angstrom=made.pixel_size_angstrom,
+            stack=False,
+            template=result.item.path if result.item.path.suffix.lower() in TEMPLATES else None,
+        )
+        picture = folder / "map.png"
+        map_picture([before.pixels, made.pixels]).save(picture)
+        files = []
+        for path, final in (
+            (staged, f"{MAPS}/{result.item.name}{version}.mrc"),
+            (picture, f"{GALLERY}/{result.item.name}{version}.png"),
+        ):
+            _files.fsync_file(path)
+            files.append(StagedFile(path.name, final, path.stat().st_size, _files.crc32_of(path)))
+        return Staged(tuple(files))
+
+
+TEMPLATES = (".mrc", ".map", ".ccp4")
+"""Endings of files whose header is kept, where it still holds."""
+
+
+@hookimpl
+def make_sinks(config: Config) -> Sequence[Sink]:
+    """One map sink where maps are processed."""
+    return [MapSink()] if config.maps else []
