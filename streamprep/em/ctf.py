@@ -30,7 +30,7 @@ def electron_wavelength_angstrom(voltage_kv: float) -> float:
     Examples
     --------
     >>> round(electron_wavelength_angstrom(300), 6)
-    0.019687
+    0.019688
     """
     volts = voltage_kv * 1e3
     return float(12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts)))
