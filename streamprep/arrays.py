@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, Literal
 
+import array_api_compat.numpy as _numpy_namespace
 import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
@@ -31,6 +32,8 @@ DeviceName = Literal["auto", "cpu", "gpu"]
 
 def array_namespace(*arrays: Array) -> Any:
     """The array API namespace that all the given arrays belong to."""
+    if all(type(array) is np.ndarray for array in arrays):  # at once: it is asked for each part of a stack
+        return _numpy_namespace
     return _array_namespace(*arrays)
 
 

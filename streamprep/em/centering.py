@@ -30,7 +30,7 @@ FALL_OFF = 10.0
 """Periods per box at which the correlations' low-pass, a Gaussian, is 1/e: finer detail is mostly noise."""
 BACKGROUND = 0.9
 """Background is what is farther from the origin pixel than this part of the inscribed circle's radius."""
-ITERATIONS = 60
+ITERATIONS = 30
 """At most; most images are done after less than ten, smooth ones that fill the circle come nearer by a quarter each."""
 STEP_PX = 1e-3
 """An image whose last step was shorter is done."""
@@ -200,7 +200,7 @@ def mirror_shift(images: Array) -> Array:
 
     Notes
     -----
-    Up to 60 iterations, mostly less than ten. The image, moved by the shift so far, less the mean of its background,
+    Up to 30 iterations, mostly less than ten. The image, moved by the shift so far, less the mean of its background,
     and masked to its inscribed circle, is correlated with its mirror images; half the place of the highest peak is the
     next step. The first iteration takes the xy mirror image alone, in a correlation that does not wrap; later ones
     search near zero and take the mean of the three mirror images.
