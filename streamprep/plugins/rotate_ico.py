@@ -1,0 +1,74 @@
+"""rotate_ico: turn a map from one icosahedral setting to another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from array_api_compat import device as array_device
+from pydantic import BeforeValidator, Field
+
+from streamprep import Context, InputError, Map, Params, operation
+from streamprep.arrays import array_namespace
+from streamprep.em.interpolation import add_resampled, check_axes, closed, outside_mean, turned_copy
+from streamprep.em.symmetry import icosahedral_setting, maps_grid
+from streamprep.model import Array
+
+Setting = Annotated[
+    Literal["i1", "i2", "i3", "i4"], BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name)
+]
+
+
+class RotateIco(Params):
+    """Turn a map of icosahedral symmetry from one setting of its axes to another."""
+
+    source: Setting = Field(description="How the map's axes lie: i1, i2, i3 or i4, as Xmipp names them.")
+    target: Setting = Field(description="How they shall lie.")
+
+
+def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
+    """Turn a map about y from one icosahedral setting to another.
+
+    Parameters
+    ----------
+    volume
+        Shape (nz, ny, nx), nz = nx.
+    source, target
+        See `streamprep.em.symmetry.icosahedral_setting`.
+
+    Returns
+    -------
+    Array
+        The same shape, float32. From i1 to i2 and back the very same voxels in another order; on an axis of even length
+        its first plane, which has no opposite one, takes the place of that. Else a cubic spline's values; beyond the
+        outermost voxels the mean of the voxels outside the inscribed sphere.
+
+    Raises
+    ------
+    ValueError
+        nz and nx differ.
+
+    Notes
+    -----
+    output(p) = input(Rᵀ·p), R = E(target)·E(source)ᵀ, p = (x, y, z) from the origin, index L // 2.
+
+    Examples
+    --------
+    >>> volume = np.zeros((5, 5, 5), np.float32)
+    >>> volume[2, 2, 4] = 1  # x = 2
+    >>> [int(index) for index in np.argwhere(rotate_ico(volume, "i2", "i1"))[0]]  # z = 2
+    [4, 2, 2]
+    """
+    xp = array_namespace(volume)
+    matrix = icosahedral_setting(target) @ icosahedral_setting(source).T
+    check_axes(matrix[None], volume.shape)
+    if maps_grid(matrix):
+        nz, ny, nx = (slice(0, int(side)) for side in volume.shape)
+        return turned_copy(closed(volume, None), matrix, (nz, ny, nx))
+    outside = outside_mean(volume)
+    total = xp.zeros(volume.shape, dtype=xp.float32, device=array_device(volume))
+    z, y, x = (-(int(side) // 2) for side in volume.shape)
+    add_resampled(
+        total, (z, y, x), xp.astype(volume, xp.float32, copy=True), matrix[None], periodic=False, outside=outside
+    )
+    return total
