@@ -212,177 +212,59 @@ def unfold(volume: Array, folded: list[tuple[int, FloatArray]]) -> None:
 # --- cubic B-splines -------------------------------------------------------------------------------------------------
 
 
-def add_resampled(
-    total: Array,
-    start: tuple[int, int, int],
-    volume: Array,
-    matrices: FloatArray,
-    *,
-    periodic: bool,
-    outside: float = 0.0,
-) -> None:
-    """Add a map, turned by each of some orthogonal matrices, to a block: value(p) = volume(matrixᵀ·p).
+class Spline:
+    """The cubic B-spline through a map's values (Unser and others, IEEE Trans. Signal Process. 41 (1993) 821)."""
 
-    Cubic B-splines (Unser and others, IEEE Trans. Signal Process. 41 (1993) 821). Where all matrices leave one of the
-    axes x, y, z as it is, places lie between voxels along the two others only; on the CPU that is made use of.
+    def __init__(self, volume: Array, *, periodic: bool, outside: float = 0.0, kept: int | None = None) -> None:
+        """Find its coefficients.
 
-    Parameters
-    ----------
-    total
-        The block, float32; changed in place.
-    start
-        Where its first voxel lies, (z, y, x) from the origin.
-    volume
-        Shape (nz, ny, nx), float32; **overwritten** by the spline's coefficients.
-    matrices
-        Shape (n, 3, 3), on (x, y, z).
-    periodic
-        Whether the map is taken as periodic.
-    outside
-        Else, what is taken for places beyond its outermost voxels.
-    """
-    kept = kept_axis(matrices)
-    if kept is not None and is_numpy_array(total):
-        coefficients = spline_coefficients(volume, periodic=periodic, axes=[axis for axis in range(3) if axis != kept])
-        for part in blocks(len(matrices), AT_A_TIME):
-            _add_in_planes(total, start, coefficients, matrices[part], kept, periodic, outside)
-        return
-    coefficients = spline_coefficients(volume, periodic=periodic)
-    size = TILE if is_numpy_array(total) else max(total.shape)
-    tiles = product(*(blocks(int(side), size) for side in total.shape))
+        Parameters
+        ----------
+        volume
+            Shape (nz, ny, nx), float32; **overwritten** by the coefficients on the CPU.
+        periodic
+            Whether the map is taken as periodic; else as mirrored at its outermost voxels.
+        outside
+            What is then taken for places beyond its outermost voxels.
+        kept
+            An array axis (0 is z), from `kept_axis`, along which places are never between voxels. On the CPU much
+            arithmetic is left out then.
+        """
+        self.periodic = periodic
+        self.outside = outside
+        self.kept = kept if is_numpy_array(volume) else None
+        axes = [axis for axis in range(3) if axis != self.kept]
+        self.coefficients = spline_coefficients(volume, periodic=periodic, axes=axes)
 
-    def add(*tile: slice) -> None:
-        _add_tile(total, start, coefficients, matrices, tile, periodic, outside)
+    def add(self, total: Array, start: tuple[int, int, int], matrices: FloatArray, along_z: float = 0.0) -> None:
+        """Add the map, turned by each of some orthogonal matrices, to a block.
 
-    each(add, tiles, total)
+        value(p) = map(matrixᵀ·p + (0, 0, along_z)).
 
+        Parameters
+        ----------
+        total
+            The block, float32; changed in place.
+        start
+            Where its first voxel lies, (z, y, x) from the origin.
+        matrices
+            Shape (n, 3, 3), on (x, y, z); they keep the axis that was said to be kept.
+        along_z
+            Only with matrices that keep z, and where the places that are reached lie inside the map along z [voxels].
+        """
+        kept = kept_axis(matrices)
+        if kept is not None and is_numpy_array(total):
+            for part in blocks(len(matrices), AT_A_TIME):
+                self._add_in_planes(total, start, matrices[part], kept, along_z)
+            return
+        size = TILE if is_numpy_array(total) else max(total.shape)
 
-def spline_coefficients(volume: Array, *, periodic: bool, axes: Sequence[int] = (0, 1, 2)) -> Array:
-    """Coefficients of the cubic B-spline that goes through a map's values, along the given array axes only.
+        def add(*tile: slice) -> None:
+            self._add_tile(total, start, matrices, tile, along_z)
 
-    Parameters
-    ----------
-    volume
-        Shape (nz, ny, nx), float32; overwritten on the CPU.
-    periodic
-        Whether the map is taken as periodic; else as mirrored at its outermost voxels.
-    axes
-        Along which places between voxels will be asked for.
+        each(add, product(*(blocks(int(side), size) for side in total.shape)), total)
 
-    Returns
-    -------
-    Array
-        The same shape, float32.
-    """
-    xp = array_namespace(volume)
-    library = ndimage(volume)
-    mode = "grid-wrap" if periodic else "mirror"
-    if not is_numpy_array(volume):
-        for axis in axes:
-            filtered = library.spline_filter1d(volume, order=3, axis=axis, output=np.float32, mode=mode)
-            volume = xp.asarray(filtered, device=array_device(volume))
-        return volume
-
-    def along(axis: int, part: slice) -> None:
-        if axis == 0:  # lines of voxels far apart in memory: a plane of them at a time is put together
-            for y in range(part.start, part.stop):
-                plane = np.ascontiguousarray(volume[:, y, :].T)
-                volume[:, y, :] = library.spline_filter1d(plane, order=3, axis=1, output=np.float32, mode=mode).T
-        else:
-            slab = volume[part]
-            library.spline_filter1d(slab, order=3, axis=axis, output=slab, mode=mode)
-
-    for axis in axes:
-        each(along, ((axis, part) for part in blocks(volume.shape[1 if axis == 0 else 0], 8)), volume)
-    return volume
-
-
-def kept_axis(matrices: FloatArray) -> int | None:
-    """The array axis (0 is z) that every one of some matrices, shape (n, 3, 3) on (x, y, z), leaves as it is, if any."""
-    for axis in range(3):
-        along = np.eye(3)[2 - axis]
-        if np.abs(matrices @ along - along).max() < 1e-12:
-            return axis
-    return None
-
-
-def _add_tile(
-    total: Array,
-    start: tuple[int, int, int],
-    coefficients: Array,
-    matrices: FloatArray,
-    tile: tuple[slice, ...],
-    periodic: bool,
-    outside: float,
-) -> None:
-    """One block of `add_resampled`."""
-    xp = array_namespace(total)
-    library, place = ndimage(total), array_device(total)
-    sides = np.array(coefficients.shape)
-    shape = tuple(part.stop - part.start for part in tile)
-    first = np.array([begin + part.start for begin, part in zip(start, tile, strict=True)], dtype=np.float64)
-    corners = np.array(list(product(*((0, side - 1) for side in shape))))
-    for matrix in matrices:
-        back = matrix.T[::-1, ::-1]
-        offset = back @ first + sides // 2
-        places = offset + corners @ back.T
-        low = np.floor(places.min(axis=0)).astype(int) - REACH
-        high = np.ceil(places.max(axis=0)).astype(int) + REACH + 1
-        if not periodic and (np.any(high <= 0) or np.any(low >= sides)):
-            total[tile] += outside
-            continue
-        source = coefficients
-        if periodic:
-            for axis in range(3):
-                if low[axis] >= 0 and high[axis] <= sides[axis]:
-                    source = source[(slice(None),) * axis + (slice(int(low[axis]), int(high[axis])), ...)]
-                else:
-                    indices = xp.asarray(np.arange(low[axis], high[axis]) % sides[axis], device=place)
-                    source = xp.take(source, indices, axis=axis)
-            offset = offset - low
-        values = library.affine_transform(
-            source,
-            xp.asarray(back, device=place),
-            offset=tuple(float(value) for value in offset),
-            output_shape=shape,
-            output=np.float32,
-            order=3,
-            mode="constant",
-            cval=outside,
-            prefilter=False,
-        )
-        total[tile] += xp.asarray(values, device=place)
-
-
-def _add_in_planes(
-    total: Array,
-    start: tuple[int, int, int],
-    coefficients: Array,
-    matrices: FloatArray,
-    kept: int,
-    periodic: bool,
-    outside: float,
-) -> None:
-    """`add_resampled` where all matrices keep an axis: each plane across it is one sparse matrix times another."""
-    planes, values = np.moveaxis(total, kept, 0), np.moveaxis(coefficients, kept, 0)
-    across = [axis for axis in range(3) if axis != kept]
-    back = matrices.transpose(0, 2, 1)[:, ::-1, ::-1][:, across][:, :, across]
-    first = (start[across[0]], start[across[1]])
-    weights, beyond = plane_weights(planes.shape[1:], first, values.shape[1:], back, periodic)
-    added = (outside * beyond).astype(np.float32)[:, None]
-    length, begin = values.shape[0], start[kept] + values.shape[0] // 2
-
-    def add(part: slice) -> None:
-        wanted = np.arange(part.start, part.stop) + begin
-        gathered = values[wanted % length].reshape(len(wanted), -1).T
-        made = weights @ np.ascontiguousarray(gathered)
-        made += added
-        planes[part] += made.T.reshape(len(wanted), *planes.shape[1:])
-
-    each(add, ((part,) for part in blocks(planes.shape[0], TILE)), total)
-
-
-def plane_weights(
+    def plane_weights(
     shape: Sequence[int],
     first: tuple[int, int],
     source_shape: Sequence[int],

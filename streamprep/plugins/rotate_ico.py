@@ -65,10 +65,22 @@ def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
     if maps_grid(matrix):
         nz, ny, nx = (slice(0, int(side)) for side in volume.shape)
         return turned_copy(closed(volume, None), matrix, (nz, ny, nx))
-    outside = outside_mean(volume)
+    spline = Spline(
+        xp.astype(volume, xp.float32, copy=True), periodic=False, outside=outside_mean(volume), kept=kept_axis(matrix[None])
+    )
     total = xp.zeros(volume.shape, dtype=xp.float32, device=array_device(volume))
     z, y, x = (-(int(side) // 2) for side in volume.shape)
-    add_resampled(
-        total, (z, y, x), xp.astype(volume, xp.float32, copy=True), matrix[None], periodic=False, outside=outside
-    )
+    spline.add(total, (z, y, x), matrix[None])
     return total
+
+
+@operation("process_map", order=20, params=RotateIco, name="rotate_ico")
+def rotate_ico_map(map: Map, params: RotateIco, ctx: Context) -> Map | None:  # noqa: A002
+    """Turn a map from one icosahedral setting to another."""
+    if params.source == params.target:
+        return None
+    refuse_not_finite(map, "rotate_ico", ctx)
+    try:
+        return map.with_pixels(rotate_ico(map.pixels, params.source, params.target))
+    except ValueError as error:
+        raise InputError(ctx.item.path, f"rotate_ico: {error}") from error
