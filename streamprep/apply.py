@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamprep import formats
-from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
+from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, in_slabs, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, star
 from streamprep.model import ConfigError, Context, Ctf, InputError, Item, Map, Optics, Particles, nearest
@@ -136,8 +137,8 @@ def apply(
         remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
     )
-    unfinished = target.with_name(f".{target.name}.part")
-    work = _Work(steps, source, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
+    files = _Files(target, source)
+    work = _Work(steps, source, files, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
     try:
         if lane == "particles":
             work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
@@ -145,13 +146,46 @@ def apply(
             raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
         else:
             work.on_map()
-        unfinished.replace(target)  # whole or not at all, also where the target is the source
+        files.finish()
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
     finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        files.clear()
     return warnings
+
+
+class _Files:
+    """Where results are written, and the names that they get when they are whole."""
+
+    def __init__(self, target: Path, source: Path) -> None:
+        self._target = target
+        self._source = source
+        self._finals: dict[Path, Path] = {}
+        self.main = self._unfinished(target)
+
+    def beside(self, name: str) -> Path:
+        """Where to write a further map, ``TARGET_name``; it is finished before the target is."""
+        final = self._target.with_name(f"{self._target.stem}_{name}{self._target.suffix}")
+        if final.exists() and (not final.is_file() or final.samefile(self._source)):
+            what = "the input" if final.is_file() else "no regular file"
+            raise ConfigError(f"{final}: the {name} of {self._target.name} would be written here, but this is {what}")
+        return self._unfinished(final)
+
+    def _unfinished(self, final: Path) -> Path:
+        path = final.with_name(f".{final.name}.part")
+        self._finals[path] = final
+        return path
+
+    def finish(self) -> None:
+        """Give each its name: whole or not at all, also where the target is the source."""
+        for path, final in reversed(self._finals.items()):
+            path.replace(final)
+
+    def clear(self) -> None:
+        """Remove what was not finished."""
+        for path in self._finals:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +194,29 @@ class _Work:
 
     steps: tuple[Step, ...]
     source: Path
-    target: Path
+    files: _Files
     pixel_size_angstrom: float
     label: str
     context: Context
     backend: Backend
 
     def on_map(self) -> None:
-        pixels = self.backend.to_device(np.asarray(mrc.read(self.source).pixels, dtype=np.float32))
+        with mrc.StackReader(self.source) as reader:
+            voxels = np.empty(reader.shape, np.float32)
+            in_slabs(lambda start, stop: reader.read_into(start, voxels[start:stop]), voxels)
+        pixels = self.backend.to_device(voxels)
+        del voxels
         volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)
+        for name, mask in volume.masks.items():
+            self._write_map(self.files.beside(name), to_host(mask).astype(np.int8), volume.pixel_size_angstrom)
+        voxels = np.asarray(to_host(volume.pixels), dtype=np.float32)
+        self._write_map(self.files.main, voxels, volume.pixel_size_angstrom)
+
+    def _write_map(self, path: Path, voxels: npt.NDArray[Any], pixel_size_angstrom: float) -> None:
         mrc.write(
-            self.target,
-            np.asarray(to_host(volume.pixels), dtype=np.float32),
-            pixel_size_angstrom=volume.pixel_size_angstrom,
+            path,
+            voxels,
+            pixel_size_angstrom=pixel_size_angstrom,
             stack=False,
             label=self.label,
             template=self.source,
@@ -199,7 +243,7 @@ class _Work:
                     shape = (total, *images.shape[1:])
                     writer = opened.enter_context(
                         mrc.StackWriter(
-                            self.target,
+                            self.files.main,
                             shape,
                             pixel_size_angstrom=part.optics.pixel_size_angstrom,
                             label=self.label,

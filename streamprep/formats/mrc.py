@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from mrcfile.dtypes import HEADER_DTYPE
 
+from streamprep.arrays import SLAB_BYTES, in_slabs
 from streamprep.model import Image, InputError
 
 HEADER_BYTES = 1024
@@ -271,7 +272,7 @@ def _unpack(data: npt.NDArray[np.uint8], nx: int) -> npt.NDArray[np.uint8]:
 
 
 class StackReader:
-    """Images of a stack in float32, part by part.
+    """Images of a stack, or sections of a volume along its usual axes, in float32, part by part.
 
     Parameters
     ----------
@@ -287,14 +288,17 @@ class StackReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         header = read_header(path)
-        self.shape = (header.nz, header.ny, header.nx)
+        self.shape: tuple[int, ...] = (header.nz, header.ny, header.nx)
         self.pixel_size_angstrom = header.pixel_size_angstrom or None
         self._stored = np.dtype(header.byte_order + MODES[header.mode])
         self._offset = HEADER_BYTES + header.extended_bytes
         with path.open("rb") as file:
             packed = compression(file.read(16)) is not None
-        in_parts = not packed and header.mode != PACKED and header.axes == (1, 2, 3)
-        self._whole = None if in_parts else read(path).pixels.reshape(self.shape)
+        self._whole: npt.NDArray[Any] | None = None
+        if packed or header.mode == PACKED or header.axes != (1, 2, 3):
+            whole = read(path).pixels
+            self._whole = whole if whole.ndim == 3 else whole[None]
+            self.shape = self._whole.shape
         self._file = path.open("rb", buffering=0)
 
     def __enter__(self) -> StackReader:
@@ -332,7 +336,7 @@ class StackReader:
 
 
 class StackWriter:
-    """A stack of images that is written part by part, in any order, from several threads; see `write`.
+    """A stack of images or a volume that is written part by part, in any order, from several threads; see `write`.
 
     Leaving the ``with`` block without an error writes the header's statistics.
     """
@@ -344,6 +348,7 @@ class StackWriter:
         dtype: npt.DTypeLike = np.float32,
         *,
         pixel_size_angstrom: float,
+        stack: bool = True,
         label: str = "streamprep",
         template: Path | None = None,
     ) -> None:
@@ -351,7 +356,11 @@ class StackWriter:
             raise ValueError("an MRC file cannot hold zero images")
         with mrcfile.new(path, overwrite=True) as file:
             file.set_data(np.zeros((1, *shape[1:]), dtype))
-            file.set_image_stack()
+            if stack:
+                file.set_image_stack()
+            else:
+                file.set_volume()
+                file.header.mz = shape[0]
             _describe(file, shape, pixel_size_angstrom, label, template)
             self._offset = HEADER_BYTES + int(file.header.nsymbt)
             self._dtype = file.data.dtype
@@ -416,25 +425,15 @@ def write(
         start, and extended header, too, and of a volume the space group, cell and sampling.
     """
     shape = (len(data), *data.shape[1:])
-    if stack:
-        with StackWriter(
-            path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, label=label, template=template
-        ) as writer:
-            for start, images in _parts(data):
-                writer.write(start, images)
-        return
-    with mrcfile.new(path, overwrite=True) as file:
-        with np.errstate(over="ignore"):  # of statistics that are made anew below
-            file.set_data(data)
-        file.set_volume()
-        _describe(file, shape, pixel_size_angstrom, label, template)
-        _Statistics.together([_Statistics.of(sections) for _, sections in _parts(data)]).put_into(file.header)
-
-
-def _parts(data: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Some sections at a time, about as many as fit into a core's cache."""
-    step = max(1, (1 << 20) // max(1, data[0].nbytes))
-    return ((start, data[start : start + step]) for start in range(0, len(data), step))
+    with StackWriter(
+        path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, stack=stack, label=label, template=template
+    ) as writer:
+        if not stack:
+            in_slabs(lambda start, stop: writer.write(start, data[start:stop]), data)
+            return
+        step = max(1, SLAB_BYTES // max(1, data[0].nbytes))
+        for start in range(0, len(data), step):
+            writer.write(start, data[start : start + step])
 
 
 @dataclass(frozen=True, slots=True)
