@@ -1,14 +1,13 @@
 """Maps turned about the origin voxel: exactly where the grid allows it, by cubic B-splines elsewhere.
 
-Matrices act on (x, y, z), arrays are (nz, ny, nx), and the origin of an axis of length L is the index L // 2. An axis of
-even length has no voxel opposite to its first one; on the *closed* grid, see `closed`, it has, so that turning by signed
-permutation matrices is to reverse and to swap axes.
+Matrices act on (x, y, z), arrays are (nz, ny, nx), and the origin of an axis of length L is the index L // 2. An axis
+of even length has no voxel opposite to its first one; on the *closed* grid, see `closed`, it has, so that turning by
+signed permutation matrices is to reverse and to swap axes.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -19,7 +18,7 @@ import scipy  # its parts are loaded when they are used: at each start that is 0
 from array_api_compat import device as array_device
 from array_api_compat import is_numpy_array
 
-from streamprep.arrays import array_namespace, ndimage
+from streamprep.arrays import array_namespace, map_threads, ndimage
 from streamprep.model import Array, FloatArray
 
 TILE = 32
@@ -32,18 +31,13 @@ ON_EDGE = 1e-6
 """How far beyond the last voxel a place counts as on it: what rounding makes of turns."""
 
 
-def threads() -> int:
-    """How many threads one map may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def each(work: Callable[..., None], jobs: Iterable[tuple[object, ...]], array: Array) -> None:
     """Call ``work(*job)`` for every job; several at a time where the array is numpy's, which lets go of the GIL."""
-    if not is_numpy_array(array) or threads() == 1:
+    if not is_numpy_array(array) or map_threads() == 1:
         for job in jobs:
             work(*job)
         return
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(map_threads()) as pool:
         for done in [pool.submit(work, *job) for job in jobs]:
             done.result()
 
@@ -73,8 +67,8 @@ def check_axes(matrices: FloatArray, shape: Sequence[int]) -> None:
     for one, other in ((0, 1), (0, 2), (1, 2)):
         if (mixed[one, other] or mixed[other, one]) and sides[one] != sides[other]:
             raise ValueError(
-                f"it turns {'xyz'[one]} towards {'xyz'[other]}, and the map is {sides[0]} × {sides[1]} × {sides[2]} voxels "
-                f"(x, y, z); allowed: maps of the same length along both, for example cubes of {max(sides)}"
+                f"it turns {'xyz'[one]} towards {'xyz'[other]}, and the map is {sides[0]} × {sides[1]} × {sides[2]} "
+                f"voxels (x, y, z); allowed: maps of the same length along both, for example cubes of {max(sides)}"
             )
 
 
@@ -161,11 +155,13 @@ def turned_copy(volume: Array, matrix: FloatArray, box: tuple[slice, slice, slic
     def copy(*tile: slice) -> None:
         made[tile] = view[tile]
 
-    each(copy, product(*(blocks(int(side), 2 * TILE if is_numpy_array(volume) else side) for side in view.shape)), volume)
+    each(
+        copy, product(*(blocks(int(side), 2 * TILE if is_numpy_array(volume) else side) for side in view.shape)), volume
+    )
     return made
 
 
-def add_turned(volume: Array, matrices: Sequence[FloatArray]) -> Array:
+def add_turned(volume: Array, matrices: Sequence[FloatArray] | FloatArray) -> Array:
     """The sum of a map on the closed grid turned by some signed permutation matrices, the first the identity."""
     xp = array_namespace(volume)
     views = [turned(volume, matrix) for matrix in matrices[1:]]
@@ -215,7 +211,14 @@ def unfold(volume: Array, folded: list[tuple[int, FloatArray]]) -> None:
 class Spline:
     """The cubic B-spline through a map's values (Unser and others, IEEE Trans. Signal Process. 41 (1993) 821)."""
 
-    def __init__(self, volume: Array, *, periodic: bool, outside: float = 0.0, kept: int | None = None) -> None:
+    def __init__(
+        self,
+        volume: Array,
+        *,
+        periodic: tuple[bool, bool, bool],
+        outside: float = 0.0,
+        kept: int | None = None,
+    ) -> None:
         """Find its coefficients.
 
         Parameters
@@ -223,7 +226,7 @@ class Spline:
         volume
             Shape (nz, ny, nx), float32; **overwritten** by the coefficients on the CPU.
         periodic
-            Whether the map is taken as periodic; else as mirrored at its outermost voxels.
+            Along which array axes the map is taken as periodic; else it is mirrored at its outermost voxels.
         outside
             What is then taken for places beyond its outermost voxels.
         kept
@@ -252,7 +255,7 @@ class Spline:
         along_z
             Only with matrices that keep z, and where the places that are reached lie inside the map along z [voxels].
         """
-        kept = kept_axis(matrices)
+        kept = self.kept if self.kept is not None else kept_axis(matrices)
         if kept is not None and is_numpy_array(total):
             for part in blocks(len(matrices), AT_A_TIME):
                 self._add_in_planes(total, start, matrices[part], kept, along_z)
@@ -264,12 +267,137 @@ class Spline:
 
         each(add, product(*(blocks(int(side), size) for side in total.shape)), total)
 
-    def plane_weights(
+    def _add_tile(
+        self,
+        total: Array,
+        start: tuple[int, int, int],
+        matrices: FloatArray,
+        tile: tuple[slice, ...],
+        along_z: float,
+    ) -> None:
+        """One block of `add`."""
+        xp = array_namespace(total)
+        library, place = ndimage(total), array_device(total)
+        sides = np.array(self.coefficients.shape)
+        shape = tuple(part.stop - part.start for part in tile)
+        first = np.array([begin + part.start for begin, part in zip(start, tile, strict=True)], dtype=np.float64)
+        corners = np.array(list(product(*((0, side - 1) for side in shape))))
+        for matrix in matrices:
+            back = matrix.T[::-1, ::-1]
+            offset = back @ first + sides // 2 + (along_z, 0.0, 0.0)
+            source = self.coefficients
+            if any(self.periodic):
+                places = offset + corners @ back.T
+                low = np.floor(places.min(axis=0)).astype(int) - REACH
+                high = np.ceil(places.max(axis=0)).astype(int) + REACH + 1
+                for axis in range(3):
+                    if not self.periodic[axis]:
+                        continue
+                    offset[axis] -= low[axis]
+                    if low[axis] >= 0 and high[axis] <= sides[axis]:
+                        source = source[(slice(None),) * axis + (slice(int(low[axis]), int(high[axis])), ...)]
+                    else:
+                        indices = xp.asarray(np.arange(low[axis], high[axis]) % sides[axis], device=place)
+                        source = xp.take(source, indices, axis=axis)
+            values = library.affine_transform(
+                source,
+                xp.asarray(back, device=place),
+                offset=tuple(float(value) for value in offset),
+                output_shape=shape,
+                output=np.float32,
+                order=3,
+                mode="constant",
+                cval=self.outside,
+                prefilter=False,
+            )
+            total[tile] += xp.asarray(values, device=place)
+
+    def _add_in_planes(
+        self, total: Array, start: tuple[int, int, int], matrices: FloatArray, kept: int, along_z: float
+    ) -> None:
+        """`add` where all matrices keep an axis: each plane across it is one sparse matrix times another."""
+        planes, values = np.moveaxis(total, kept, 0), np.moveaxis(self.coefficients, kept, 0)
+        across = [axis for axis in range(3) if axis != kept]
+        back = matrices.transpose(0, 2, 1)[:, ::-1, ::-1][:, across][:, :, across]
+        first = (start[across[0]], start[across[1]])
+        weights, beyond = plane_weights(
+            planes.shape[1:], first, values.shape[1:], back, (self.periodic[across[0]], self.periodic[across[1]])
+        )
+        added = (self.outside * beyond).astype(np.float32)[:, None]
+        length = values.shape[0]
+        begin = start[kept] + length // 2
+        if kept == self.kept:
+            taps, by_tap = (np.arange(planes.shape[0])[:, None] + begin) % length, np.ones((1, 1))
+        else:
+            taps, by_tap = line_weights(np.arange(planes.shape[0]) + (begin + along_z), length, self.periodic[kept])
+        factors = by_tap[0].astype(np.float32)  # alike for all planes
+
+        def add(part: slice) -> None:
+            gathered = values[taps[part, 0]] * factors[0]
+            for tap in range(1, len(factors)):
+                gathered += values[taps[part, tap]] * factors[tap]
+            made = weights @ np.ascontiguousarray(gathered.reshape(len(gathered), -1).T)
+            made += added
+            planes[part] += made.T.reshape(len(gathered), *planes.shape[1:])
+
+        each(add, ((part,) for part in blocks(planes.shape[0], TILE)), total)
+
+
+def spline_coefficients(volume: Array, *, periodic: tuple[bool, bool, bool], axes: Sequence[int] = (0, 1, 2)) -> Array:
+    """Coefficients of the cubic B-spline that goes through a map's values, along the given array axes only.
+
+    Parameters
+    ----------
+    volume
+        Shape (nz, ny, nx), float32; overwritten on the CPU.
+    periodic
+        Along which array axes the map is taken as periodic; else it is mirrored at its outermost voxels.
+    axes
+        Along which places between voxels will be asked for.
+
+    Returns
+    -------
+    Array
+        The same shape, float32.
+    """
+    xp = array_namespace(volume)
+    library = ndimage(volume)
+    modes = ["grid-wrap" if repeats else "mirror" for repeats in periodic]
+    if not is_numpy_array(volume):
+        for axis in axes:
+            filtered = library.spline_filter1d(volume, order=3, axis=axis, output=np.float32, mode=modes[axis])
+            volume = xp.asarray(filtered, device=array_device(volume))
+        return volume
+
+    def along(axis: int, part: slice) -> None:
+        if axis == 0:  # lines of voxels far apart in memory: a plane of them at a time is put together
+            for y in range(part.start, part.stop):
+                plane = np.ascontiguousarray(volume[:, y, :].T)
+                volume[:, y, :] = library.spline_filter1d(plane, order=3, axis=1, output=np.float32, mode=modes[axis]).T
+        else:
+            slab = volume[part]
+            library.spline_filter1d(slab, order=3, axis=axis, output=slab, mode=modes[axis])
+
+    for axis in axes:
+        each(along, ((axis, part) for part in blocks(volume.shape[1 if axis == 0 else 0], 8)), volume)
+    return volume
+
+
+def kept_axis(matrices: FloatArray) -> int | None:
+    """The array axis (0 is z) that each of some matrices, shape (n, 3, 3) on (x, y, z), leaves as it is, if any."""
+    for axis in range(3):
+        along = np.eye(3)[2 - axis]
+        if np.abs(matrices @ along - along).max() < 1e-12:
+            return axis
+    return None
+
+
+def plane_weights(
     shape: Sequence[int],
     first: tuple[int, int],
     source_shape: Sequence[int],
     back: FloatArray,
-    periodic: bool,
+    periodic: tuple[bool, bool],
 ) -> tuple[Any, FloatArray]:
     """What each place of a plane takes of the spline coefficients of another, summed over some turns.
 
@@ -282,7 +410,7 @@ class Spline:
     back
         Shape (n, 2, 2), on (row, column): from places to where their values come from.
     periodic
-        As the coefficients are; else they are mirrored.
+        Along which of (rows, columns) the coefficients are; else they are mirrored.
 
     Returns
     -------
@@ -299,11 +427,11 @@ class Spline:
     for turn, matrix in enumerate(back):
         inside = np.ones(count, dtype=bool)
         pairs = []
-        for axis, side in enumerate(source_shape):
+        for axis, (side, repeats) in enumerate(zip(source_shape, periodic, strict=True)):
             place = (matrix[axis, 0] * rows[:, None] + matrix[axis, 1] * columns[None, :]).ravel() + side // 2
-            if not periodic:
+            if not repeats:
                 inside &= (place >= -ON_EDGE) & (place <= side - 1 + ON_EDGE)
-            pairs.append(line_weights(place, side, periodic))
+            pairs.append(line_weights(place, side, repeats))
         (row, by_row), (column, by_column) = pairs
         taps[:, turn] = (row[:, :, None] * source_shape[1] + column[:, None, :]).reshape(count, 16)
         weights[:, turn] = (by_row[:, :, None] * by_column[:, None, :]).reshape(count, 16) * inside[:, None]

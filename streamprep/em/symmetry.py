@@ -25,8 +25,8 @@ ALIKE = 1e-6
 """Elements whose entries differ by less are the same."""
 
 ALLOWED = (
-    "allowed: c2, c3, …; ci; cs; cNv; cNh; sN with even N; dN; dNv; dNh; t, td, th; o, oh; i (which is i2), i1, i2, i3, "
-    f"i4; ih, i1h, i2h, i3h, i4h; in capitals or not; N up to {LARGEST_N}"
+    "allowed: c2, c3, …; ci; cs; cNv; cNh; sN with even N; dN; dNv; dNh; t, td, th; o, oh; i (which is i2), i1, i2, "
+    f"i3, i4; ih, i1h, i2h, i3h, i4h; in capitals or not; N up to {LARGEST_N}"
 )
 MIRROR_X, MIRROR_Y, MIRROR_Z = (np.diag(signs) for signs in ((-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, -1.0)))
 INVERSION = -np.eye(3)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import numpy as np
 from array_api_compat import device as array_device
 from pydantic import BeforeValidator, Field
 
 from streamprep import Context, InputError, Map, Params, operation
-from streamprep.arrays import array_namespace
-from streamprep.em.interpolation import add_resampled, check_axes, closed, outside_mean, turned_copy
+from streamprep.arrays import array_namespace, in_slabs
+from streamprep.em.interpolation import Spline, check_axes, closed, kept_axis, outside_mean, turned_copy
 from streamprep.em.symmetry import icosahedral_setting, maps_grid
 from streamprep.model import Array
 
@@ -66,7 +65,10 @@ def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
         nz, ny, nx = (slice(0, int(side)) for side in volume.shape)
         return turned_copy(closed(volume, None), matrix, (nz, ny, nx))
     spline = Spline(
-        xp.astype(volume, xp.float32, copy=True), periodic=False, outside=outside_mean(volume), kept=kept_axis(matrix[None])
+        xp.astype(volume, xp.float32, copy=True),
+        periodic=(False, False, False),
+        outside=outside_mean(volume),
+        kept=kept_axis(matrix[None]),
     )
     total = xp.zeros(volume.shape, dtype=xp.float32, device=array_device(volume))
     z, y, x = (-(int(side) // 2) for side in volume.shape)
@@ -79,8 +81,11 @@ def rotate_ico_map(map: Map, params: RotateIco, ctx: Context) -> Map | None:  # 
     """Turn a map from one icosahedral setting to another."""
     if params.source == params.target:
         return None
-    refuse_not_finite(map, "rotate_ico", ctx)
+    pixels = map.pixels
+    xp = array_namespace(pixels)
+    if not all(in_slabs(lambda first, stop: bool(xp.all(xp.isfinite(pixels[first:stop, ...]))), pixels)):
+        raise InputError(ctx.item.path, "rotate_ico: the map holds values that are not finite (NaN or infinite)")
     try:
-        return map.with_pixels(rotate_ico(map.pixels, params.source, params.target))
+        return map.with_pixels(rotate_ico(pixels, params.source, params.target))
     except ValueError as error:
         raise InputError(ctx.item.path, f"rotate_ico: {error}") from error
