@@ -63,9 +63,9 @@ def helical_average(
     nz, ny, nx = (int(side) for side in volume.shape)
     check_axes(rotation((0, 0, 1), 30)[None], (nz, ny, nx))
     reach = min(height_fraction * nz / 2, (nz - 1) // 2)
-    if 2 * reach < rise_px:
+    if rise_px > 2 * reach:
         raise ValueError(
-            f"the rise is {rise_px:.4g} voxels, and the central part of the map (height_fraction = {height_fraction:g}) "
+            f"the rise is {rise_px:.4g} voxels, and the map's central part (height_fraction = {height_fraction:g}) "
             f"is {2 * reach:.4g} high; allowed: up to {2 * reach:.4g} voxels"
         )
     outside = None if wrap else outside_mean(volume)

@@ -291,14 +291,9 @@ class Spline:
                 low = np.floor(places.min(axis=0)).astype(int) - REACH
                 high = np.ceil(places.max(axis=0)).astype(int) + REACH + 1
                 for axis in range(3):
-                    if not self.periodic[axis]:
-                        continue
-                    offset[axis] -= low[axis]
-                    if low[axis] >= 0 and high[axis] <= sides[axis]:
-                        source = source[(slice(None),) * axis + (slice(int(low[axis]), int(high[axis])), ...)]
-                    else:
-                        indices = xp.asarray(np.arange(low[axis], high[axis]) % sides[axis], device=place)
-                        source = xp.take(source, indices, axis=axis)
+                    if self.periodic[axis]:
+                        source = repeated(source, axis, int(low[axis]), int(high[axis]))
+                        offset[axis] -= low[axis]
             values = library.affine_transform(
                 source,
                 xp.asarray(back, device=place),
@@ -341,6 +336,24 @@ class Spline:
             planes[part] += made.T.reshape(len(gathered), *planes.shape[1:])
 
         each(add, ((part,) for part in blocks(planes.shape[0], TILE)), total)
+
+
+def repeated(array: Array, axis: int, low: int, high: int) -> Array:
+    """Indices from ``low`` to before ``high`` of an axis that repeats: a view, or a copy where it has to.
+
+    Examples
+    --------
+    >>> repeated(np.arange(4), 0, -2, 5).tolist()
+    [2, 3, 0, 1, 2, 3, 0]
+    """
+    side, before = int(array.shape[axis]), (slice(None),) * axis
+    parts = []
+    while low < high:
+        first = low % side
+        length = min(high - low, side - first)
+        parts.append(array[(*before, slice(first, first + length), ...)])
+        low += length
+    return parts[0] if len(parts) == 1 else array_namespace(array).concat(parts, axis=axis)
 
 
 def spline_coefficients(volume: Array, *, periodic: tuple[bool, bool, bool], axes: Sequence[int] = (0, 1, 2)) -> Array:
