@@ -23,7 +23,7 @@ from streamprep.model import Array, FloatArray
 
 TILE = 32
 """Side of the blocks that one thread works on, in voxels: what they are read from fits into a core's cache."""
-AT_A_TIME = 4
+AT_A_TIME = 2
 """Turns about one axis that are put into one sparse matrix: its size stays below that of a map."""
 REACH = 3
 """Voxels beyond a place that its value is made of, at most."""
@@ -335,7 +335,7 @@ class Spline:
             made += added
             planes[part] += made.T.reshape(len(gathered), *planes.shape[1:])
 
-        each(add, ((part,) for part in blocks(planes.shape[0], TILE)), total)
+        each(add, ((part,) for part in blocks(planes.shape[0], TILE // 2)), total)
 
 
 def repeated(array: Array, axis: int, low: int, high: int) -> Array:

@@ -24,7 +24,7 @@ from streamprep.em.interpolation import (
     unfold,
 )
 from streamprep.em.symmetry import chain, grid_elements, point_group, representatives
-from streamprep.model import Array
+from streamprep.model import Array, FloatArray
 
 Aggregation = Literal["average", "sum"]
 
@@ -146,22 +146,7 @@ def symmetrize(volume: Array, group: str, *, aggregation: Aggregation = "average
     for step in chain(subgroup):
         whole = add_turned(whole, step)
     if len(turns) > 1:
-        folded = folds(subgroup)
-        halved = [axis for axis, _ in folded]
-        z, y, x = tuple(0 if axis in halved else -(int(side) // 2) for axis, side in enumerate(whole.shape))
-        part = tuple(
-            slice(int(side) // 2, None) if axis in halved else slice(None) for axis, side in enumerate(whole.shape)
-        )
-        total = xp.asarray(whole[part], copy=True)
-        spline = Spline(
-            whole[box] if wrap else whole,
-            periodic=(wrap, wrap, wrap),
-            outside=(outside or 0.0) * len(subgroup),
-            kept=kept_axis(turns),
-        )
-        spline.add(total, (z, y, x), turns[1:])
-        whole[part] = total
-        unfold(whole, folded)
+        _add_cosets(whole, box, subgroup, turns, outside)
     made = xp.empty(volume.shape, dtype=xp.float32, device=array_device(volume))
     scale = 1.0 if aggregation == "sum" else 1 / len(elements)
 
@@ -170,6 +155,29 @@ def symmetrize(volume: Array, group: str, *, aggregation: Aggregation = "average
 
     in_slabs(finish, made)
     return made
+
+
+def _add_cosets(
+    whole: Array, box: tuple[slice, ...], subgroup: FloatArray, turns: FloatArray, outside: float | None
+) -> None:
+    """Add to the sum over a subgroup, on the closed grid, what the other cosets make of it; in place."""
+    wrap = outside is None
+    folded = folds(subgroup)
+    halved = [axis for axis, _ in folded]
+    z, y, x = (0 if axis in halved else -(int(side) // 2) for axis, side in enumerate(whole.shape))
+    part = tuple(
+        slice(int(side) // 2, None) if axis in halved else slice(None) for axis, side in enumerate(whole.shape)
+    )
+    total = array_namespace(whole).asarray(whole[part], copy=True)
+    spline = Spline(
+        whole[box] if wrap else whole,
+        periodic=(wrap, wrap, wrap),
+        outside=0.0 if outside is None else outside * len(subgroup),
+        kept=kept_axis(turns),
+    )
+    spline.add(total, (z, y, x), turns[1:])
+    whole[part] = total
+    unfold(whole, folded)
 
 
 def blend(inside: Array, outside: Array, mask: Array) -> Array:
