@@ -253,7 +253,7 @@ class Spline:
         matrices
             Shape (n, 3, 3), on (x, y, z); they keep the axis that was said to be kept.
         along_z
-            Only with matrices that keep z, and where the places that are reached lie inside the map along z [voxels].
+            Only with matrices that keep z [voxels].
         """
         kept = self.kept if self.kept is not None else kept_axis(matrices)
         if kept is not None and is_numpy_array(total):
@@ -320,11 +320,18 @@ class Spline:
         )
         added = (self.outside * beyond).astype(np.float32)[:, None]
         length = values.shape[0]
-        begin = start[kept] + length // 2
+        place = np.arange(planes.shape[0]) + (start[kept] + length // 2 + along_z)
+        if not self.periodic[kept]:
+            inside = (place >= -ON_EDGE) & (place <= length - 1 + ON_EDGE)
+            planes[~inside] += np.float32(self.outside * len(matrices))
+            if not inside.any():
+                return
+            first_plane, last_plane = np.flatnonzero(inside)[[0, -1]]
+            planes, place = planes[first_plane : last_plane + 1], place[inside]
         if kept == self.kept:
-            taps, by_tap = (np.arange(planes.shape[0])[:, None] + begin) % length, np.ones((1, 1))
+            taps, by_tap = np.round(place).astype(int)[:, None] % length, np.ones((1, 1))
         else:
-            taps, by_tap = line_weights(np.arange(planes.shape[0]) + (begin + along_z), length, self.periodic[kept])
+            taps, by_tap = line_weights(place, length, self.periodic[kept])
         factors = by_tap[0].astype(np.float32)  # alike for all planes
 
         def add(part: slice) -> None:
