@@ -260,7 +260,7 @@ class Spline:
             for part in blocks(len(matrices), AT_A_TIME):
                 self._add_in_planes(total, start, matrices[part], kept, along_z)
             return
-        size = TILE if is_numpy_array(total) else max(total.shape)
+        size = TILE if is_numpy_array(total) else 8 * TILE
 
         def add(*tile: slice) -> None:
             self._add_tile(total, start, matrices, tile, along_z)
