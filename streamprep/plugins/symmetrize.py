@@ -51,7 +51,7 @@ class Symmetrize(Params):
         None, ge=0.1, description="Of a helix: from one subunit to the next along z [Å]."
     )
     twist_deg: float | None = Field(
-        None, description="Of a helix: the turn about z that goes with the rise, right-handed [degrees]."
+        None, description="Of a helix: the turn about z that goes with the rise, right-handed [°]."
     )
     helix_group: str | None = Field(
         None, description="Of a helix: its point group beside the screw, cN or dN; d1 is a two-fold axis x alone."
