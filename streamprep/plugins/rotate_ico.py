@@ -53,6 +53,7 @@ def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
 
     Examples
     --------
+    >>> import numpy as np
     >>> volume = np.zeros((5, 5, 5), np.float32)
     >>> volume[2, 2, 4] = 1  # x = 2
     >>> [int(index) for index in np.argwhere(rotate_ico(volume, "i2", "i1"))[0]]  # z = 2

@@ -43,9 +43,10 @@ class Symmetrize(Params):
         description="Take the map as periodic where copies reach beyond the box. Else the mean outside the inscribed "
         "sphere is there.",
     )
-    mask: Path | None = Field(
+    mask: str | None = Field(
         None,
-        description="A map that is 1 where to symmetrize and 0 where the input stays; what is between blends the two.",
+        min_length=1,
+        description="Path of a mask, 1 where to symmetrize and 0 where the input stays; between, they are blended.",
     )
     rise_angstrom: float | None = Field(
         None, ge=0.1, description="Of a helix: from one subunit to the next along z [Å]."
@@ -130,6 +131,7 @@ def symmetrize(volume: Array, group: str, *, aggregation: Aggregation = "average
 
     Examples
     --------
+    >>> import numpy as np
     >>> volume = np.zeros((5, 5, 5), np.float32)
     >>> volume[2, 2, 4] = 3  # x = 2
     >>> symmetrize(volume, "c4", aggregation="sum")[2, 2].tolist()
@@ -206,7 +208,7 @@ def symmetrize_map(map: Map, params: Symmetrize, ctx: Context) -> Map:  # noqa: 
     xp = array_namespace(pixels)
     if not all(in_slabs(lambda first, stop: bool(xp.all(xp.isfinite(pixels[first:stop, ...]))), pixels)):
         raise InputError(ctx.item.path, "symmetrize: the map holds values that are not finite (NaN or infinite)")
-    mask = None if params.mask is None else _read_mask(params.mask, pixels, ctx)
+    mask = None if params.mask is None else _read_mask(Path(params.mask), pixels, ctx)
     try:
         if params.rise_angstrom is not None and params.twist_deg is not None:
             kind, n = (params.helix_group or "c1")[0], int((params.helix_group or "c1")[1:])

@@ -57,7 +57,7 @@ def reference(volume: np.ndarray, name: str, wrap: bool) -> np.ndarray:
 def test_agrees_with_the_old_programs(golden: Path, name: str) -> None:
     parameters, source, theirs = golden_case(golden, f"symmetrize_{name}.mrc")
     if "mask" in parameters:
-        parameters["mask"] = golden / "inputs" / parameters["mask"]
+        parameters["mask"] = str(golden / "inputs" / parameters["mask"])
     done, warnings = run_operation(symmetrize_map, Map("map", source, 2.0), reading(), **parameters)
     inside = sphere(source.shape[0])
     assert relative_error(done.pixels[inside], theirs[inside]) <= 1e-3
