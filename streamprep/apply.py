@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamprep import formats
-from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
+from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, in_slabs, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, mrc_output, star
 from streamprep.model import (
@@ -37,9 +38,6 @@ ENDINGS = {
     "single image": (".mrcs", ".mrc"),
 }
 """What an output may end in, for each kind of input."""
-
-COLUMNS_SUFFIX = "_particles.star"
-"""Ends the name of the table, beside the stack, of what operations tell of each image."""
 
 
 def make_steps(operations: Sequence[str], overrides: Sequence[str], table: str, plugins: Plugins) -> tuple[Step, ...]:
@@ -156,50 +154,72 @@ def apply(
         remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
     )
-    unfinished = target.with_name(f".{target.name}.part")
-    work = _Work(
-        steps, source, target, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend
-    )
+    files = _Files(target, source)
+    work = _Work(steps, source, files, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
     try:
         if lane == "particles":
-            columns = work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
+            work.on_stack(None if ctf is None else star.read_particle_ctf(ctf, header.nz))
         elif ctf is not None:
             raise ConfigError(f"--ctf {ctf}: a CTF belongs to particles; {source} is a map")
         else:
-            columns = work.on_map()
-        with _writing(target):
-            if columns:
-                _write_columns(target, columns)
-            unfinished.replace(target)  # whole or not at all, also where the target is the source
+            work.on_map()
+        files.finish()
     except Reject as reject:
         raise InputError(source, f"an operation rejects it: {reject.reason}") from reject
     finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        files.clear()
     return warnings
 
 
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}; give another place") from error
+class _Files:
+    """Where results are written, and the names that they get when they are whole."""
 
+    def __init__(self, target: Path, source: Path) -> None:
+        self._target = target
+        self._source = source
+        self._finals: dict[Path, Path] = {}
+        self.main = self._unfinished(target)
 
-def _write_columns(target: Path, columns: Columns) -> None:
-    """What operations tell of each image, in a table beside the stack."""
-    count = len(next(iter(columns.values())))
-    names = [f"{number:06d}@{target.name}" for number in range(1, count + 1)]
-    text = star.table_text("particles", {"rlnImageName": names, **{name: list(of) for name, of in columns.items()}})
-    table = target.with_name(f"{target.stem}{COLUMNS_SUFFIX}")
-    unfinished = table.with_name(f".{table.name}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(table)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    def beside(self, name: str, ending: str | None = None) -> Path:
+        """Where to write a further file, ``TARGET_name``; it is finished before the target is."""
+        final = self._target.with_name(f"{self._target.stem}_{name}{ending or self._target.suffix}")
+        if final.exists() and (not final.is_file() or final.samefile(self._source)):
+            what = "the input" if final.is_file() else "no regular file"
+            raise ConfigError(f"{final}: the {name} of {self._target.name} would be written here, but this is {what}")
+        return self._unfinished(final)
+
+    def _unfinished(self, final: Path) -> Path:
+        path = final.with_name(f".{final.name}.part")
+        self._finals[path] = final
+        return path
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """What goes wrong in writing is told of the target."""
+        try:
+            yield
+        except OSError as error:
+            said = f"{self._target}: cannot be written: {error.strerror or error}; give another place"
+            raise ConfigError(said) from error
+
+    def write_columns(self, columns: Columns) -> None:
+        """What operations tell of each image, in a table beside the stack."""
+        count = len(next(iter(columns.values())))
+        names = [f"{number:06d}@{self._target.name}" for number in range(1, count + 1)]
+        told = {"rlnImageName": names, **{name: list(values) for name, values in columns.items()}}
+        self.beside("particles", ".star").write_text(star.table_text("particles", told), encoding="utf-8")
+
+    def finish(self) -> None:
+        """Give each its name: whole or not at all, also where the target is the source."""
+        with self.writing():
+            for path, final in reversed(self._finals.items()):
+                path.replace(final)
+
+    def clear(self) -> None:
+        """Remove what was not finished."""
+        for path in self._finals:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,28 +228,36 @@ class _Work:
 
     steps: tuple[Step, ...]
     source: Path
-    target: Path
-    unfinished: Path
+    files: _Files
     pixel_size_angstrom: float
     label: str
     context: Context
     backend: Backend
 
-    def on_map(self) -> Columns:
-        pixels = self.backend.to_device(np.asarray(mrc.read(self.source).pixels, dtype=np.float32))
+    def on_map(self) -> None:
+        with mrc.StackReader(self.source) as reader:
+            voxels = np.empty(reader.shape, np.float32)
+            in_slabs(lambda start, stop: reader.read_into(start, voxels[start:stop]), voxels)
+        pixels = self.backend.to_device(voxels)
+        del voxels
         volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)
-        with _writing(self.target):
-            mrc_output.write(
-                self.unfinished,
-                np.asarray(to_host(volume.pixels), dtype=np.float32),
-                pixel_size_angstrom=volume.pixel_size_angstrom,
-                stack=False,
-                label=self.label,
-                template=self.source,
-            )
-        return {}
+        with self.files.writing():
+            for name, mask in volume.masks.items():
+                self._write_map(self.files.beside(name), to_host(mask).astype(np.int8), volume.pixel_size_angstrom)
+            voxels = np.asarray(to_host(volume.pixels), dtype=np.float32)
+            self._write_map(self.files.main, voxels, volume.pixel_size_angstrom)
 
-    def on_stack(self, ctf: tuple[Ctf, ...] | None) -> Columns:
+    def _write_map(self, path: Path, voxels: npt.NDArray[Any], pixel_size_angstrom: float) -> None:
+        mrc_output.write(
+            path,
+            voxels,
+            pixel_size_angstrom=pixel_size_angstrom,
+            stack=False,
+            label=self.label,
+            template=self.source,
+        )
+
+    def on_stack(self, ctf: tuple[Ctf, ...] | None) -> None:
         """Part by part from file to file; where an operation asks for the whole stack, whole."""
         threads = len(os.sched_getaffinity(0)) if self.backend.name == "cpu" else 1
         per_image = all(step.operation.info.per_image for step in self.steps)
@@ -248,12 +276,12 @@ class _Work:
                 nonlocal writer
                 images = to_host(part.pixels)
                 told[start] = part.columns
-                with _writing(self.target):
+                with self.files.writing():
                     if writer is None:
-                        opened.enter_context(_writing(self.target))  # of its end
+                        opened.enter_context(self.files.writing())  # of its end
                         writer = opened.enter_context(
                             mrc_output.StackWriter(
-                                self.unfinished,
+                                self.files.main,
                                 (total if per_image else len(part), *images.shape[1:]),
                                 pixel_size_angstrom=part.optics.pixel_size_angstrom,
                                 label=self.label,
@@ -270,7 +298,11 @@ class _Work:
                 if not len(made):
                     raise InputError(self.source, "the operations leave no image of it")
                 give(0, made)
-        return {name: np.concatenate([told[start][name] for start in sorted(told)]) for name in told[0]}
+        if told[0]:
+            with self.files.writing():
+                self.files.write_columns(
+                    {name: np.concatenate([told[start][name] for start in sorted(told)]) for name in told[0]}
+                )
 
 
 def _head(path: Path) -> bytes:

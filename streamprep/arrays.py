@@ -13,9 +13,10 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import array_api_compat.numpy as _numpy_namespace
 import numpy as np
@@ -28,6 +29,8 @@ from array_api_compat import is_cupy_array, is_numpy_array
 from streamprep.model import Array, ConfigError
 
 DeviceName = Literal["auto", "cpu", "gpu"]
+
+T = TypeVar("T")
 
 
 def array_namespace(*arrays: Array) -> Any:
@@ -200,6 +203,55 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
     return out
 
 
+def rfftn(pixels: Array) -> Array:
+    """Fourier transforms of real maps over their last three axes, the half with fx ≥ 0: (…, nz, ny, nx // 2 + 1)."""
+    xp = array_namespace(pixels)
+    if not is_numpy_array(pixels):
+        return xp.fft.rfftn(pixels, axes=(-3, -2, -1))
+    ducc = _ducc0() if pixels.size else None
+    if ducc is not None:
+        return ducc.r2c(pixels, axes=tuple(range(pixels.ndim - 3, pixels.ndim)), nthreads=map_threads())
+    return scipy.fft.rfftn(pixels, axes=(-3, -2, -1), workers=map_threads())
+
+
+def irfftn(spectrum: Array, nx: int, out: Array | None = None) -> Array:
+    """Real maps with ``nx`` columns from `rfftn`'s half of their spectrum, which is overwritten.
+
+    Parameters
+    ----------
+    spectrum
+        Shape (…, nz, ny, nx // 2 + 1), Hermitian where it meets its own mirror image: in column 0 and, for even ``nx``,
+        in the last.
+    nx
+        Columns.
+    out
+        Where to put the maps; else a new array.
+    """
+    xp = array_namespace(spectrum)
+    ducc = _ducc0() if is_numpy_array(spectrum) and spectrum.size else None
+    if ducc is not None:
+        return ducc.c2r(
+            spectrum,
+            axes=tuple(range(spectrum.ndim - 3, spectrum.ndim)),
+            lastsize=nx,
+            forward=False,
+            inorm=2,
+            out=out,
+            nthreads=map_threads(),
+            allow_overwriting_input=True,
+        )
+    if is_numpy_array(spectrum):
+        columns = scipy.fft.ifftn(spectrum, axes=(-3, -2), overwrite_x=True, workers=map_threads())
+        maps = scipy.fft.irfft(columns, n=nx, axis=-1, workers=map_threads())
+    else:
+        sides = (int(spectrum.shape[-3]), int(spectrum.shape[-2]), nx)
+        maps = xp.fft.irfftn(spectrum, s=sides, axes=(-3, -2, -1))
+    if out is None:
+        return maps
+    out[...] = maps
+    return out
+
+
 # --- interpolation ---------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +384,32 @@ def images_in_part(pixels: Array) -> int:
         free, _ = cupy.cuda.runtime.memGetInfo()
         room = GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes())
     return max(1, int(room / max(1, 4 * math.prod(pixels.shape[1:]))))
+
+
+def map_threads() -> int:
+    """How many threads the work on one map may use: one for each core that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+SLAB_BYTES = 1 << 20
+"""Of a map worked on at a time in each thread; with what is made of it, it stays in the cache of a core."""
+
+
+def in_slabs(work: Callable[[int, int], T], pixels: Array) -> list[T]:
+    """Call ``work(start, stop)`` for ranges of the first axis that cover ``pixels``, and give back what it returns.
+
+    On the CPU by several threads, for slabs that fit into a core's cache; elsewhere once, for the whole.
+    """
+    total = int(pixels.shape[0])
+    if not is_numpy_array(pixels):
+        return [work(0, total)]
+    step = max(1, SLAB_BYTES // max(1, pixels[:1].nbytes))
+    ranges = [(start, min(start + step, total)) for start in range(0, total, step)]
+    threads = min(map_threads(), len(ranges))
+    if threads < 2:
+        return [work(*each) for each in ranges]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda each: work(*each), ranges))
 
 
 def keep_freed_memory() -> None:

@@ -284,6 +284,9 @@ class Map:
     name: str
     pixels: Array
     pixel_size_angstrom: float
+    masks: Mapping[str, Array] = field(default_factory=dict)
+    """Masks to be kept, boolean and of the map's shape; each is written as a map of its own beside this one, under the
+    map's name, ``_`` and its own: ``mask`` as NAME_mask.mrc."""
 
     def with_pixels(self, pixels: Array) -> Self:
         """The same map with other voxel values."""

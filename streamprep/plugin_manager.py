@@ -27,6 +27,9 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.normalize",
     "streamprep.plugins.center",
     "streamprep.plugins.phase_flip",
+    "streamprep.plugins.change_hand",
+    "streamprep.plugins.rotate_ico",
+    "streamprep.plugins.symmetrize",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )

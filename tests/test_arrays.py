@@ -15,13 +15,16 @@ from streamprep.arrays import (
     cached_filter,
     choose_backend,
     fft_library,
+    in_slabs,
     irfft2,
+    irfftn,
     ndimage,
     negate_by_sign,
     negate_where,
     put,
     replace_where,
     rfft2,
+    rfftn,
     to_host,
 )
 from streamprep.model import ConfigError
@@ -238,6 +241,41 @@ def test_transforms_on_every_backend(backend: ArrayBackend) -> None:
     spectrum = rfft2(backend.asarray(images))
     np.testing.assert_allclose(backend.to_host(spectrum), np.fft.rfft2(images), atol=1e-5)
     np.testing.assert_allclose(backend.to_host(irfft2(spectrum, 6)), images, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (2, 7, 9, 5), (6, 1, 4), (1, 1, 1), (3, 5, 1)])
+def test_transforms_of_maps_are_numpys(library: str, shape: tuple[int, ...]) -> None:
+    maps = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    kept = maps.copy()
+    spectrum = rfftn(maps)
+    assert spectrum.dtype == np.complex64
+    np.testing.assert_allclose(spectrum, np.fft.rfftn(maps, axes=(-3, -2, -1)), atol=1e-4)
+    np.testing.assert_array_equal(maps, kept)
+    out = np.empty_like(maps)
+    assert irfftn(spectrum.copy(), shape[-1], out) is out
+    np.testing.assert_allclose(out, maps, atol=1e-6)
+    np.testing.assert_allclose(irfftn(spectrum, shape[-1]), maps, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_transforms_of_maps_on_every_backend(backend: ArrayBackend) -> None:
+    volume = np.random.default_rng(0).standard_normal((4, 8, 6)).astype(np.float32)
+    spectrum = rfftn(backend.asarray(volume))
+    np.testing.assert_allclose(backend.to_host(spectrum), np.fft.rfftn(volume), atol=1e-5)
+    np.testing.assert_allclose(backend.to_host(irfftn(spectrum, 6)), volume, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("shape", [(300, 64, 64), (1, 2, 3), (3, 600, 600)])
+def test_slabs_cover_a_map_once_and_come_back_in_order(backend: ArrayBackend, shape: tuple[int, int, int]) -> None:
+    ranges = in_slabs(lambda start, stop: (start, stop), backend.asarray(np.zeros(shape, np.float32)))
+    assert [place for start, stop in ranges for place in range(start, stop)] == list(range(shape[0]))
+    assert backend.name == "numpy" or len(ranges) == 1
+
+
+def test_what_fails_in_a_slab_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_slabs(lambda start, stop: 1 // (250 - stop), np.zeros((250, 64, 64), np.float32))
 
 
 def test_a_library_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,7 @@ def _unpack(data: npt.NDArray[np.uint8], nx: int) -> npt.NDArray[np.uint8]:
 
 
 class StackReader:
-    """Images of a stack in float32, part by part.
+    """Images of a stack, or sections of a volume along its usual axes, in float32, part by part.
 
     Parameters
     ----------
@@ -283,14 +283,17 @@ class StackReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         header = read_header(path)
-        self.shape = (header.nz, header.ny, header.nx)
+        self.shape: tuple[int, ...] = (header.nz, header.ny, header.nx)
         self.pixel_size_angstrom = header.pixel_size_angstrom or None
         self._stored = np.dtype(header.byte_order + MODES[header.mode])
         self._offset = HEADER_BYTES + header.extended_bytes
         with path.open("rb") as file:
             packed = compression(file.read(16)) is not None
-        in_parts = not packed and header.mode != PACKED and header.axes == (1, 2, 3)
-        self._whole = None if in_parts else read(path).pixels.reshape(self.shape)
+        self._whole: npt.NDArray[Any] | None = None
+        if packed or header.mode == PACKED or header.axes != (1, 2, 3):
+            whole = read(path).pixels
+            self._whole = whole if whole.ndim == 3 else whole[None]
+            self.shape = self._whole.shape
         self._file = path.open("rb", buffering=0)
 
     def __enter__(self) -> StackReader:

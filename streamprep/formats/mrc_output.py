@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from mrcfile.dtypes import HEADER_DTYPE
 
+from streamprep.arrays import SLAB_BYTES, in_slabs
 from streamprep.formats.mrc import CRYSTAL_GROUPS, HEADER_BYTES, content, read_header
 
 LABELS = 10
 
 
 class StackWriter:
-    """A stack of images that is written part by part, in any order, from several threads; see `write`.
+    """A stack of images or a volume that is written part by part, in any order, from several threads; see `write`.
 
     Leaving the ``with`` block without an error writes the header's statistics.
     """
@@ -32,6 +33,7 @@ class StackWriter:
         dtype: npt.DTypeLike = np.float32,
         *,
         pixel_size_angstrom: float,
+        stack: bool = True,
         label: str = "streamprep",
         template: Path | None = None,
     ) -> None:
@@ -39,7 +41,11 @@ class StackWriter:
             raise ValueError("an MRC file cannot hold zero images")
         with mrcfile.new(path, overwrite=True) as file:
             file.set_data(np.zeros((1, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
-            file.set_image_stack()
+            if stack:
+                file.set_image_stack()
+            else:
+                file.set_volume()
+                file.header.mz = shape[0]
             _describe(file, shape, pixel_size_angstrom, label, template)
             self._offset = HEADER_BYTES + int(file.header.nsymbt)
             self._dtype = file.data.dtype
@@ -104,25 +110,15 @@ def write(
         start, and extended header, too, and of a volume the space group, cell and sampling.
     """
     shape = (len(data), *data.shape[1:])
-    if stack:
-        with StackWriter(
-            path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, label=label, template=template
-        ) as writer:
-            for start, images in _parts(data):
-                writer.write(start, images)
-        return
-    with mrcfile.new(path, overwrite=True) as file:
-        with np.errstate(over="ignore"):  # of statistics that are made anew below
-            file.set_data(data)
-        file.set_volume()
-        _describe(file, shape, pixel_size_angstrom, label, template)
-        _Statistics.together([_Statistics.of(sections) for _, sections in _parts(data)]).put_into(file.header)
-
-
-def _parts(data: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Some sections at a time, about as many as fit into a core's cache."""
-    step = max(1, (1 << 20) // max(1, data[0].nbytes))
-    return ((start, data[start : start + step]) for start in range(0, len(data), step))
+    with StackWriter(
+        path, shape, data.dtype, pixel_size_angstrom=pixel_size_angstrom, stack=stack, label=label, template=template
+    ) as writer:
+        if not stack:
+            in_slabs(lambda start, stop: writer.write(start, data[start:stop]), data)
+            return
+        step = max(1, SLAB_BYTES // max(1, data[0].nbytes))
+        for start in range(0, len(data), step):
+            writer.write(start, data[start : start + step])
 
 
 @dataclass(frozen=True, slots=True)
