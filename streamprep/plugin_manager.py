@@ -27,6 +27,9 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.normalize",
     "streamprep.plugins.center",
     "streamprep.plugins.phase_flip",
+    "streamprep.plugins.laplacian",
+    "streamprep.plugins.segment",
+    "streamprep.plugins.normalize_background",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )
