@@ -15,7 +15,16 @@ TOLERANCE = 1e-3
 """Of the wanted size, by which the found one may differ."""
 LEAST_BRACKET = 1e-4
 """Of the grey range: nearer thresholds are not tried."""
-_BISECT_EVERY = 3
+_PATIENCE = 3
+"""Steps in which the bracket must become half as wide."""
+
+
+class _Tried(NamedTuple):
+    threshold: float
+    count: float
+    """Voxels above it, about."""
+    size: float
+    """Voxels of the largest piece."""
 
 
 class Segment(NamedTuple):
@@ -50,28 +59,35 @@ def segment_by_size(pixels: Array, wanted: float) -> Segment:
     For a threshold the piece is that of `streamprep.em.morphology.largest_piece`; its size never grows with the
     threshold. So the threshold is found by bisection, as in Xmipp 3, until the size differs by 0.1 % at most or the
     bracket is below 1e-4 of the grey range. The points between are chosen by the number of voxels above the threshold
-    (false position), every third is the middle of the bracket. An empty piece is never the nearest.
+    (false position, in which an end that stays counts half as much each time), and in the middle where that does not
+    halve the bracket in three steps. An empty piece is never the nearest.
     """
     low, high = grey_range(pixels)
     grey = histogram(pixels, low, high)
     total = float(grey.counts.sum())
-    below, above = (low, total, total), (high, 0.0, 0.0)  # threshold, voxels above it, size of the largest piece
-    tried: list[tuple[float, float, float]] = []
+    below, above = _Tried(low, total, total), _Tried(high, 0.0, 0.0)
+    weights = {below: 1.0, above: 1.0}
+    tried: list[_Tried] = []
+    widths = [high - low]
     while True:
-        share = (wanted - above[2]) / max(below[2] - above[2], 1.0)
-        threshold = grey.threshold_for(above[1] + share * (below[1] - above[1]))
-        if len(tried) % _BISECT_EVERY == _BISECT_EVERY - 1 or not below[0] < threshold < above[0]:
-            threshold = (below[0] + above[0]) / 2
-        size = largest_piece(pixels, threshold, with_mask=False).size
-        here = (threshold, grey.above(threshold), float(size))
+        excess, lack = weights[below] * (below.size - wanted), weights[above] * (wanted - above.size)
+        share = lack / (excess + lack) if excess > 0 and lack > 0 else 0.5
+        threshold = grey.threshold_for(above.count + share * (below.count - above.count))
+        slow = len(widths) > _PATIENCE and widths[-1] > widths[-1 - _PATIENCE] / 2
+        if slow or not below.threshold < threshold < above.threshold:
+            threshold = (below.threshold + above.threshold) / 2
+        here = _Tried(threshold, grey.above(threshold), largest_piece(pixels, threshold, with_mask=False).size)
         tried.append(here)
-        if size > wanted:
+        if here.size > wanted:
+            weights = {here: 1.0, above: weights[above] / 2}
             below = here
         else:
+            weights = {below: weights[below] / 2, here: 1.0}
             above = here
-        if abs(size - wanted) <= TOLERANCE * wanted or above[0] - below[0] < LEAST_BRACKET * (high - low):
+        widths.append(above.threshold - below.threshold)
+        if abs(here.size - wanted) <= TOLERANCE * wanted or widths[-1] < LEAST_BRACKET * (high - low):
             break
-    filled = [each for each in tried if each[2]] or [(below[0] - (high - low), total, total)]
-    nearest = min(filled, key=lambda each: abs(each[2] - wanted))[0]
+    filled = [each for each in tried if each.size] or [_Tried(low - (high - low), total, total)]
+    nearest = min(filled, key=lambda each: abs(each.size - wanted)).threshold
     size, mask = largest_piece(pixels, nearest, with_mask=True)
     return Segment(mask, size, nearest, wanted)
