@@ -31,6 +31,11 @@ def grey_range(pixels: Array) -> tuple[float, float]:
     return float(found[:, 0].min()), float(found[:, 1].max())
 
 
+def is_finite(pixels: Array) -> bool:
+    """Whether all values of a map (nz, ny, nx) are finite."""
+    return all(math.isfinite(value) for value in grey_range(pixels))
+
+
 def abs_quantile(pixels: Array, fraction: float, chosen: Array | None = None) -> float:
     """The absolute value that a fraction of a map's voxels is below, one of the values there are.
 

@@ -21,7 +21,7 @@ _PATIENCE = 3
 
 class _Tried(NamedTuple):
     threshold: float
-    count: float
+    voxels: float
     """Voxels above it, about."""
     size: float
     """Voxels of the largest piece."""
@@ -72,7 +72,7 @@ def segment_by_size(pixels: Array, wanted: float) -> Segment:
     while True:
         excess, lack = weights[below] * (below.size - wanted), weights[above] * (wanted - above.size)
         share = lack / (excess + lack) if excess > 0 and lack > 0 else 0.5
-        threshold = grey.threshold_for(above.count + share * (below.count - above.count))
+        threshold = grey.threshold_for(above.voxels + share * (below.voxels - above.voxels))
         slow = len(widths) > _PATIENCE and widths[-1] > widths[-1 - _PATIENCE] / 2
         if slow or not below.threshold < threshold < above.threshold:
             threshold = (below.threshold + above.threshold) / 2

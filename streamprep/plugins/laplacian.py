@@ -11,7 +11,7 @@ from pydantic import Field
 
 from streamprep import Context, InputError, Map, Params, operation
 from streamprep.arrays import array_namespace, in_slabs, irfftn, rfftn
-from streamprep.em.grey_values import abs_quantile, grey_range
+from streamprep.em.grey_values import abs_quantile, is_finite
 from streamprep.model import Array
 
 DIAGONAL = 7.0
@@ -130,14 +130,17 @@ def _undo(spectrum: Array, nx: int) -> None:
 @operation("process_map", order=50, params=Laplacian, name="laplacian")
 def laplacian_map(map: Map, params: Laplacian, ctx: Context) -> Map:  # noqa: A002
     """Denoise a map by what stands out in its Laplacian."""
-    if not all(math.isfinite(value) for value in grey_range(map.pixels)):
+    if not is_finite(map.pixels):
         raise InputError(ctx.item.path, "laplacian: the map holds values that are not finite (NaN or infinite)")
     mask = None
     if params.mask is not None:
         path = Path(params.mask)
         if ctx.read_image is None:
             raise InputError(path, "laplacian: masks cannot be read here")
-        voxels = ctx.read_image(path)
+        try:
+            voxels = ctx.read_image(path)
+        except OSError as error:
+            raise InputError(path, f"laplacian: the mask cannot be read: {error.strerror}") from error
         shape = tuple(int(side) for side in map.pixels.shape)
         if voxels.shape != shape:
             raise InputError(

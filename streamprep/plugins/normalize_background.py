@@ -12,6 +12,7 @@ from pydantic import Field
 from streamprep import Context, InputError, Map, Params, operation
 from streamprep.arrays import array_namespace, cached_filter, in_slabs
 from streamprep.em.background import squared_radii
+from streamprep.em.grey_values import is_finite
 from streamprep.model import Array
 
 CONSTANT_BELOW = 1e-6
@@ -61,7 +62,7 @@ def normalize_background(pixels: Array, *, radius_px: int = -1) -> Normalized:
     Parameters
     ----------
     pixels
-        Shape (nz, ny, nx), float32.
+        Shape (nz, ny, nx), float32, finite.
     radius_px
         Background: r² ≥ radius², from the origin voxel (nz // 2, ny // 2, nx // 2). ≤ 0 means nx // 2.
 
@@ -123,10 +124,11 @@ def _total(one: Array, other: Array) -> float:
 @operation("process_map", order=80, params=NormalizeBackground, name="normalize_background")
 def normalize_background_of_map(map: Map, params: NormalizeBackground, ctx: Context) -> Map:  # noqa: A002
     """Normalise a map by its background."""
+    if not is_finite(map.pixels):
+        raise InputError(
+            ctx.item.path, "normalize_background: the map holds values that are not finite (NaN or infinite)"
+        )
     done = normalize_background(map.pixels, radius_px=params.radius_px)
-    if not math.isfinite(done.std):
-        said = "the background holds values that are not finite (NaN or infinite)"
-        raise InputError(ctx.item.path, f"normalize_background: {said}")
     if done.constant:
         ctx.warn(f"normalize_background: the background is constant, {done.mean:g}; it was moved to 0 and not scaled")
     return map.with_pixels(done.pixels)

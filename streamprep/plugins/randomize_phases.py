@@ -6,6 +6,7 @@ from pydantic import Field
 
 from streamprep import Context, InputError, Map, Params, Particles, operation
 from streamprep.arrays import array_namespace, irfft2, irfftn, owned, rfft2, rfftn
+from streamprep.em.grey_values import is_finite
 from streamprep.em.phases import image_indices, randomize_spectrum
 from streamprep.model import Array
 
@@ -88,11 +89,10 @@ def randomize_phases_of_particles(particles: Particles, params: RandomizePhases,
 @operation("process_map", order=30, params=RandomizePhases, name="randomize_phases")
 def randomize_phases_of_map(map: Map, params: RandomizePhases, ctx: Context) -> Map:  # noqa: A002
     """Randomise the phases of a map beyond a resolution."""
-    xp = array_namespace(map.pixels)
+    if not is_finite(map.pixels):
+        raise InputError(ctx.item.path, "randomize_phases: the map holds values that are not finite (NaN or infinite)")
     lengths = tuple(int(side) for side in map.pixels.shape)
     spectrum = rfftn(map.pixels)
-    if not bool(xp.isfinite(spectrum[0, 0, 0])):  # the sum of all voxels
-        raise InputError(ctx.item.path, "randomize_phases: the map holds values that are not finite (NaN or infinite)")
     cutoff = map.pixel_size_angstrom / params.max_resolution_angstrom
     randomize_spectrum(spectrum[None, ...], lengths, cutoff, ctx.random_key(), image_indices(0, 1, spectrum))
     return map.with_pixels(irfftn(spectrum, lengths[-1]))

@@ -27,7 +27,9 @@ def smooth(shape: tuple[int, int, int], seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize("shape", [(20, 20, 20), (9, 14, 64), (12, 7, 65), (5, 6, 130), (1, 9, 9), (1, 1, 1), (3, 1, 70)])
+@pytest.mark.parametrize(
+    "shape", [(20, 20, 20), (9, 14, 64), (12, 7, 65), (5, 6, 130), (1, 9, 9), (1, 1, 1), (3, 1, 70)]
+)
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.6, 0.8, 1.0])
 def test_every_backend_finds_the_same_piece(
     backend: ArrayBackend, shape: tuple[int, int, int], quantile: float
