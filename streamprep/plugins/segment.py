@@ -22,6 +22,9 @@ from streamprep.model import Array
 Kind = Literal["voxels", "aminoacids", "daltons", "automatic"]
 Variant = Literal["otsu", "entropy"]
 
+LEAST_RANGE = 1e-30
+"""A map whose grey range is smaller is constant: float32 cannot tell its values apart."""
+
 
 class Segment(Params):
     """Mask the molecule: by its mass, or by the grey values alone."""
@@ -130,18 +133,16 @@ def segment_map(map: Map, params: Segment, ctx: Context) -> Map | None:  # noqa:
     low, high = grey_range(map.pixels)
     if not abs(low) + abs(high) < float("inf"):
         raise InputError(ctx.item.path, "segment: the map holds values that are not finite (NaN or infinite)")
-    if low == high:
+    if high - low < LEAST_RANGE:
         ctx.warn(f"segment: the map is constant, {low:g} everywhere; it stays as it is")
         return None
     voxels = None if params.kind == "automatic" else params.voxels(map.pixel_size_angstrom)
     done = segment(map.pixels, voxels=voxels, variant=params.variant)
     if not done.fits:
+        said = "" if params.kind == "voxels" else f" ({params.mass:g} {params.kind})"
         ctx.warn(
-            f"segment: no threshold gives the {voxels:.6g} voxels of {params.mass:g} {params.kind}; the nearest, "
-            f"{done.size} voxels above {done.threshold:.6g}, was taken"
+            f"segment: no threshold gives {voxels:.6g} voxels{said}; the nearest, {done.size} voxels above "
+            f"{done.threshold:.6g}, was taken"
         )
-    return (
-        map.with_pixels(done.pixels)
-        if not params.save_mask
-        else map.with_masks(mask=done.mask).with_pixels(done.pixels)
-    )
+    masks = {"mask": done.mask} if params.save_mask else {}
+    return map.with_masks(**masks).with_pixels(done.pixels)

@@ -64,8 +64,7 @@ def test_answers_with_the_nearest_where_the_old_program_gives_up(golden: Path) -
     done, (warning,) = run_operation(segment_map, Map("map", source, 2.0), **case["params"])
     size = np.count_nonzero(done.pixels)
     assert size == pytest.approx(case["params"]["mass"], rel=0.02)
-    assert "no threshold gives the 2180 voxels of 2180 voxels" in warning
-    assert f"the nearest, {size} voxels above" in warning
+    assert f"no threshold gives 2180 voxels; the nearest, {size} voxels above" in warning
 
 
 def test_masses_become_voxels_by_the_pixel_size() -> None:
@@ -94,6 +93,13 @@ def test_a_constant_map_stays_as_it_is() -> None:
             None,
             ["segment: the map is constant, 3 everywhere; it stays as it is"],
         )
+
+
+def test_a_mass_that_cannot_be_had_is_said_in_its_unit() -> None:
+    _, (warning,) = run_operation(segment_map, tiny_map(8), kind="daltons", mass=1e6)
+    assert warning.startswith(
+        "segment: no threshold gives 150875 voxels (1e+06 daltons); the nearest, 512 voxels above"
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
