@@ -292,6 +292,10 @@ class Map:
         """The same map with other voxel values."""
         return replace(self, pixels=pixels)
 
+    def with_masks(self, **masks: Array) -> Self:
+        """The same map with further masks beside it."""
+        return replace(self, masks={**self.masks, **masks})
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

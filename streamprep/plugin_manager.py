@@ -30,6 +30,9 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.change_hand",
     "streamprep.plugins.rotate_ico",
     "streamprep.plugins.symmetrize",
+    "streamprep.plugins.laplacian",
+    "streamprep.plugins.segment",
+    "streamprep.plugins.normalize_background",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )

@@ -144,6 +144,43 @@ def test_a_real_map_keeps_its_place_and_turns_to_the_usual_axes(run: Apply, data
         assert float(new.header.dmean) == pytest.approx(-float(old.header.dmean), rel=1e-4)
 
 
+def test_masks_are_written_beside_the_map_with_its_place(run: Apply, data: Path, tmp_path: Path) -> None:
+    source = data / "maps" / "EMD-3001.map"
+    run("segment,invert", "segment.save_mask=true", source=source, target="out.map")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mrcs", "out.map", "out_mask.map"]
+    done, mask = (mrc.read(tmp_path / name).pixels for name in ("out.map", "out_mask.map"))
+    np.testing.assert_array_equal(done, np.where(mask > 0, -mrc.read(source).pixels, 0))
+    assert 0 < mask.sum() < mask.size
+    with mrcfile.open(tmp_path / "out.map") as one, mrcfile.open(tmp_path / "out_mask.map") as other:
+        assert mrcfile.validate(tmp_path / "out_mask.map")
+        for name in ("mx", "my", "mz", "cella", "cellb", "origin", "nxstart", "nystart", "nzstart", "ispg"):
+            assert one.header[name] == other.header[name], name
+
+
+def test_a_mask_never_takes_the_place_of_the_input(run: Apply, tmp_path: Path) -> None:
+    source = tmp_path / "out_mask.mrc"
+    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match=r"out_mask\.mrc: the mask of out\.mrc would be written here, .* the input"):
+        run("segment", "segment.save_mask=true", source=source, target="out.mrc")
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mrcs", "out_mask.mrc"]
+    run("segment", "segment.save_mask=true", source=source, target="out_mask.mrc")
+    assert (tmp_path / "out_mask_mask.mrc").exists()
+
+
+def test_a_map_of_any_kind_of_voxels_is_read_in_slabs(run: Apply, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(-99, 99, (70, 64, 65)).astype(np.int16)
+    for dtype in (np.int8, np.int16, np.float32):
+        source = tmp_path / f"volume_{np.dtype(dtype).name}.mrc"
+        mrc.write(source, voxels.astype(dtype), pixel_size_angstrom=1.5, stack=False)
+        run("invert", source=source, target="out.mrc")
+        with mrcfile.open(tmp_path / "out.mrc") as file:
+            np.testing.assert_array_equal(file.data, -voxels.astype(np.float32))
+            assert mrcfile.validate(tmp_path / "out.mrc")
+            assert file.is_volume()
+
+
 def test_an_operation_of_the_other_lane_is_refused_and_says_where_it_works(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "volume.mrc"
     mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)

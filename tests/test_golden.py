@@ -18,9 +18,9 @@ PARTICLES = ("remove_dust", "normalize", "phase_flip", "invert", "threshold", "c
 POINTWISE_OR_FOURIER = 1e-5
 
 
-def cases(golden: Path, operation: str) -> list[dict[str, Any]]:
+def cases(golden: Path, operation: str, ending: str = ".mrcs") -> list[dict[str, Any]]:
     every = json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    return [case for case in every if case["operation"] == operation and case["input"].endswith(".mrcs")]
+    return [case for case in every if case["operation"] == operation and case["input"].endswith(ending)]
 
 
 def apply(golden: Path, case: dict[str, Any], target: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -30,6 +30,8 @@ def apply(golden: Path, case: dict[str, Any], target: Path, monkeypatch: pytest.
     words = ["apply", case["operation"], source, target, "--pixel-size-angstrom", case["pixel_size"], "--device", "cpu"]
     if "ctf" in parameters:
         words += ["--ctf", golden / "inputs" / parameters.pop("ctf")]
+    if "mask" in parameters:
+        parameters["mask"] = golden / "inputs" / parameters["mask"]
     for name, value in parameters.items():
         words += ["--set", f"{case['operation']}.{name}={json.dumps(value) if isinstance(value, bool) else value}"]
     monkeypatch.setattr(sys, "argv", ["streamprep", *map(str, words)])
@@ -66,3 +68,28 @@ def test_particles_agree(golden: Path, operation: str, tmp_path: Path, monkeypat
             np.testing.assert_array_equal(ours != source, theirs != source)
         else:
             assert relative_error(ours, theirs) <= POINTWISE_OR_FOURIER, case
+
+
+@pytest.mark.parametrize(
+    ("operation", "allowed"), [("laplacian", 1e-2), ("normalize_background", POINTWISE_OR_FOURIER)]
+)
+def test_maps_agree(
+    golden: Path, operation: str, allowed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cases(golden, operation, ".mrc")
+    assert found
+    for number, case in enumerate(found):
+        theirs = mrc.read(golden / "expected" / case["expected"]).pixels
+        assert relative_error(apply(golden, case, tmp_path / f"{number}.mrc", monkeypatch), theirs) <= allowed, case
+
+
+def test_masks_of_maps_agree(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in cases(golden, "segment", ".mrc"):
+        case["params"] |= {"save_mask": True} | ({"variant": "entropy"} if "mass" not in case["params"] else {})
+        source = mrc.read(golden / "inputs" / case["input"]).pixels
+        ours = apply(golden, case, tmp_path / "out.mrc", monkeypatch)
+        mask = mrc.read(tmp_path / "out_mask.mrc").pixels > 0
+        np.testing.assert_array_equal(ours, np.where(mask, source, 0))
+        if case["expected"] is not None:
+            theirs = mrc.read(golden / "expected" / case["expected"]).pixels > 0
+            assert abs(int(mask.sum()) - int(theirs.sum())) <= 1e-3 * theirs.sum(), case

@@ -1,4 +1,4 @@
-"""Background of particle images: the pixels outside a circle, and the plane fitted to them."""
+"""Background of images and maps: what is outside a circle or sphere; the plane fitted to that of images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ def background_mask(ny: int, nx: int, radius_px: int) -> npt.NDArray[np.bool_]:
     >>> background_mask(4, 4, 2).astype(int).tolist()
     [[1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     """
-    y = np.arange(ny)[:, None] - ny // 2
-    x = np.arange(nx)[None, :] - nx // 2
-    return np.asarray(y * y + x * x >= radius_px * radius_px)
+    return np.asarray(squared_radii(ny, nx) >= radius_px * radius_px)
+
+
+def squared_radii(ny: int, nx: int) -> npt.NDArray[np.int32]:
+    """Squared distances of an image's pixels from its origin pixel (ny // 2, nx // 2) [px²]."""
+    y = np.arange(ny, dtype=np.int32)[:, None] - ny // 2
+    x = np.arange(nx, dtype=np.int32)[None, :] - nx // 2
+    return np.asarray(y * y + x * x)
 
 
 def plane_axes(ny: int, nx: int) -> tuple[FloatArray, FloatArray]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from streamprep import Context, Params, Particles, operation
-from streamprep.arrays import array_namespace, irfft2, owned, rfft2
+from streamprep import Context, InputError, Map, Params, Particles, operation
+from streamprep.arrays import array_namespace, irfft2, irfftn, owned, rfft2, rfftn
+from streamprep.em.grey_values import is_finite
 from streamprep.em.phases import image_indices, randomize_spectrum
 from streamprep.model import Array
 
@@ -85,3 +86,15 @@ def randomize_phases_of_particles(particles: Particles, params: RandomizePhases,
     broken = ~xp.isfinite(pixels[:, 0, 0])  # the transform brings NaN to every pixel of its image
     ctx.flag(broken, "hold values that are not finite (NaN or infinite); their phases could not be randomised")
     return particles.with_pixels(pixels)
+
+
+@operation("process_map", order=30, params=RandomizePhases, name="randomize_phases")
+def randomize_phases_of_map(map: Map, params: RandomizePhases, ctx: Context) -> Map:  # noqa: A002
+    """Randomise the phases of a map beyond a resolution."""
+    if not is_finite(map.pixels):
+        raise InputError(ctx.item.path, "randomize_phases: the map holds values that are not finite (NaN or infinite)")
+    lengths = tuple(int(side) for side in map.pixels.shape)
+    spectrum = rfftn(map.pixels)
+    cutoff = map.pixel_size_angstrom / params.max_resolution_angstrom
+    randomize_spectrum(spectrum[None, ...], lengths, cutoff, ctx.random_key(), image_indices(0, 1, spectrum))
+    return map.with_pixels(irfftn(spectrum, lengths[-1]))

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from streamprep import Context, Params, Particles, operation
-from streamprep.arrays import array_namespace, owned, replace_where
+from streamprep import Context, Map, Params, Particles, operation
+from streamprep.arrays import array_namespace, in_slabs, owned, replace_where
 from streamprep.model import Array
 
 Select = Literal["abs_below", "below", "above"]
@@ -96,13 +96,7 @@ def threshold(
     finite = xp.isfinite(pixels)
     not_finite = ~xp.all(finite, axis=images)
     none_left = xp.zeros_like(not_finite)
-    if select == "above":
-        selected = pixels > value
-    else:
-        selected = pixels < value
-        if select == "abs_below":
-            selected &= pixels > -value
-
+    selected = _selected(pixels, select, value)
     if substitute == "value":
         replace_where(pixels, selected, fill)
     elif substitute == "binarize":
@@ -118,6 +112,15 @@ def threshold(
         selected &= ~xp.reshape(none_left, per_image)
         replace_where(pixels, selected, xp.reshape(xp.astype(mean, xp.float32), per_image))
     return Thresholded(pixels, not_finite, none_left)
+
+
+def _selected(pixels: Array, select: Select, value: float) -> Array:
+    if select == "above":
+        return pixels > value
+    selected = pixels < value
+    if select == "abs_below":
+        selected &= pixels > -value
+    return selected
 
 
 def _mean_where(pixels: Array, mask: Array) -> tuple[Array, Array]:
@@ -142,11 +145,15 @@ def _mean_where(pixels: Array, mask: Array) -> tuple[Array, Array]:
     return xp.astype(pivot, xp.float64) + total(xp.vecdot(kept, weight)) / divisor, count
 
 
+def _remark_on(params: Threshold, ctx: Context) -> None:
+    if params.select == "abs_below" and params.value <= 0:
+        ctx.remark('threshold: no absolute value is below 0, so select = "abs_below" needs a value above 0')
+
+
 @operation("process_particles", order=70, params=Threshold, name="threshold", per_image=True)
 def threshold_particles(particles: Particles, params: Threshold, ctx: Context) -> Particles:
     """Replace the pixels of particle images below or above a grey value."""
-    if params.select == "abs_below" and params.value <= 0:
-        ctx.remark('threshold: no absolute value is below 0, so select = "abs_below" needs a value above 0')
+    _remark_on(params, ctx)
     done = threshold(
         particles.pixels,
         select=params.select,
@@ -160,3 +167,39 @@ def threshold_particles(particles: Particles, params: Threshold, ctx: Context) -
     if params.substitute == "avg":
         ctx.flag(done.none_left, "are selected as a whole; nothing is left to take the mean of, they stay as they are")
     return particles.with_pixels(done.pixels)
+
+
+@operation("process_map", order=100, params=Threshold, name="threshold")
+def threshold_map(map: Map, params: Threshold, ctx: Context) -> Map:  # noqa: A002
+    """Replace the voxels of a map below or above a grey value."""
+    _remark_on(params, ctx)
+    pixels = map.pixels
+    xp = array_namespace(pixels)
+    select, value = params.select, params.value
+    substitute, fill = params.substitute, params.fill
+    if substitute == "avg":
+
+        def others(start: int, stop: int) -> tuple[float, float]:
+            slab = pixels[start:stop, ...][None, ...]
+            mean, count = _mean_where(slab, xp.isfinite(slab) & ~_selected(slab, select, value))
+            return float(mean[0]), float(count[0])
+
+        means, counts = zip(*in_slabs(others, pixels), strict=True)
+        if not sum(counts):
+            ctx.warn(
+                "threshold: the map is selected as a whole; nothing is left to take the mean of, it stays as it is"
+            )
+            return map
+        substitute, fill = "value", sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+    made = xp.empty_like(pixels)
+
+    def replaced(start: int, stop: int) -> bool:
+        slab = made[start:stop, ...]
+        slab[...] = pixels[start:stop, ...]
+        done = threshold(slab[None, ...], select=select, value=value, substitute=substitute, fill=fill, in_place=True)
+        return bool(done.not_finite[0])
+
+    if any(in_slabs(replaced, pixels)):
+        said = "these do not count in the mean" if params.substitute == "avg" else "NaN is never selected"
+        ctx.warn(f"threshold: the map holds values that are not finite (NaN or infinite); {said}")
+    return map.with_pixels(made)

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from streamprep import Context, Item
+from streamprep import Context, InputError, Item
 from streamprep.config import Config
 from streamprep.model import ConfigError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
-from streamprep.plugins.randomize_phases import RandomizePhases, randomize_phases, randomize_phases_of_particles
-from streamprep.testing import ArrayBackend, backends, run_operation, tiny_particles
+from streamprep.plugins.randomize_phases import (
+    RandomizePhases,
+    randomize_phases,
+    randomize_phases_of_map,
+    randomize_phases_of_particles,
+)
+from streamprep.testing import ArrayBackend, backends, run_operation, tiny_map, tiny_particles
 
 
 def noise(shape: tuple[int, ...], seed: int = 0, mean: float = 3.0, std: float = 2.0) -> np.ndarray:
@@ -189,3 +194,45 @@ def test_a_resolution_below_nyquists_is_refused_before_any_data() -> None:
     RandomizePhases(max_resolution_angstrom=4).check(size_px=64, pixel_size_angstrom=2)
     with pytest.raises(ValueError, match="below Nyquist's 4 Å"):
         run_operation(randomize_phases_of_particles, tiny_particles(1, 8), max_resolution_angstrom=3)
+
+
+# --- maps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 10, 11), (1, 8, 7), (2, 2, 2), (1, 1, 1)])
+def test_a_map_keeps_its_amplitudes_and_what_is_coarser(backend: ArrayBackend, shape: tuple[int, int, int]) -> None:
+    volume = replace(tiny_map(4), pixels=np.random.default_rng(0).normal(1, 1, shape).astype(np.float32))
+    moved = backend.move(volume)
+    done, warnings = run_operation(randomize_phases_of_map, moved, max_resolution_angstrom=8)
+    before = np.fft.fftn(volume.pixels.astype(np.float64))
+    after = np.fft.fftn(backend.to_host(done.pixels).astype(np.float64))
+    scale = 1e-6 * np.abs(before).max()
+    np.testing.assert_allclose(np.abs(after), np.abs(before), atol=scale)
+    f2 = sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij"))
+    np.testing.assert_allclose(after[f2 <= 0.25**2], before[f2 <= 0.25**2], atol=scale)
+    np.testing.assert_array_equal(backend.to_host(moved.pixels), volume.pixels)
+    assert warnings == []
+    if shape == (16, 16, 16):
+        beyond = f2 > 0.25**2
+        assert abs((after * before.conj())[beyond].sum()) < 0.1 * (abs(before[beyond]) ** 2).sum()
+
+
+def test_a_map_follows_from_its_seed_and_name() -> None:
+    context = Context(Item("map", "M/map_1", Path("map_1.mrc")), "randomize_phases", seed=4)
+    others = [replace(context, seed=5), replace(context, item=Item("map", "M/map_2", Path("map_1.mrc")))]
+    first, again, *rest = (
+        run_operation(randomize_phases_of_map, tiny_map(8), each)[0].pixels for each in (context, context, *others)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert all(np.abs(each - first).max() > 0.01 for each in rest)
+
+
+def test_a_map_that_is_not_finite_is_refused_by_name() -> None:
+    volume = tiny_map(8)
+    volume.pixels[1, 2, 3] = np.nan
+    context = Context(Item("map", "M/map", Path("map.mrc")), "randomize_phases")
+    with pytest.raises(InputError, match=r"map\.mrc: randomize_phases: the map holds values that are not finite"):
+        run_operation(randomize_phases_of_map, volume, context)
+    with pytest.raises(ValueError, match="below Nyquist's 4 Å"):
+        run_operation(randomize_phases_of_map, tiny_map(8), max_resolution_angstrom=3)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from streamprep.model import Optics, Particles
-from streamprep.plugins.threshold import Threshold, threshold, threshold_particles
+from streamprep.model import Map, Optics, Particles
+from streamprep.plugins.threshold import Threshold, threshold, threshold_map, threshold_particles
 from streamprep.testing import ArrayBackend, backends, run_operation, tiny_particles
 from tests.plugins import golden_case, relative_error
 
@@ -213,3 +213,38 @@ def test_the_mean_of_large_values_is_finite() -> None:
     image[0, 0] = -1
     done = threshold(image, value=0, substitute="avg")
     np.testing.assert_allclose(done.pixels, 3e37, rtol=1e-6)
+
+
+# --- maps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("substitute", SUBSTITUTE)
+@pytest.mark.parametrize("shape", [(7, 5, 6), (1, 1, 1), (70, 64, 64)])
+def test_a_map_is_one_image(backend: ArrayBackend, select: str, substitute: str, shape: tuple[int, int, int]) -> None:
+    volume = noise(shape, mean=0.3)
+    given = backend.asarray(volume.copy())
+    done, _ = run_operation(
+        threshold_map, Map("map", given, 2.0), select=select, value=0.5, substitute=substitute, fill=-2.5
+    )
+    expected = reference(volume[None], select, 0.5, substitute, -2.5)[0]
+    np.testing.assert_allclose(backend.to_host(done.pixels), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(backend.to_host(given), volume)
+
+
+def test_odd_maps_become_warnings() -> None:
+    volume = noise((70, 64, 64))
+    volume[3, 2, 1], volume[60, 2, 1] = np.nan, np.inf
+    done, warnings = run_operation(threshold_map, Map("map", volume, 2.0), select="above", substitute="avg")
+    np.testing.assert_allclose(done.pixels, reference(volume[None], "above", 0, "avg")[0], rtol=1e-5)
+    assert warnings == [
+        "threshold: the map holds values that are not finite (NaN or infinite); these do not count in the mean"
+    ]
+    whole = Map("map", noise((4, 4, 4)), 2.0)
+    assert run_operation(threshold_map, whole, value=99, substitute="avg") == (
+        whole,
+        ["threshold: the map is selected as a whole; nothing is left to take the mean of, it stays as it is"],
+    )
+    _, (remark,) = run_operation(threshold_map, whole, select="abs_below")
+    assert "no absolute value is below 0" in remark
