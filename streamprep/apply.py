@@ -15,6 +15,7 @@ from streamprep import formats
 from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, star
+from streamprep.image_sets import sample_images
 from streamprep.model import ConfigError, Context, Ctf, InputError, Item, Map, Optics, Particles, nearest
 from streamprep.pipeline import Plan, Step, make_step, run_in_parts, run_map, run_particles
 from streamprep.plugin_manager import Plugins
@@ -135,6 +136,7 @@ def apply(
         warn=warnings.append,
         remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
+        sample_images=sample_images,
     )
     unfinished = target.with_name(f".{target.name}.part")
     work = _Work(steps, source, unfinished, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)

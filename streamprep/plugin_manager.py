@@ -27,6 +27,7 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.normalize",
     "streamprep.plugins.center",
     "streamprep.plugins.phase_flip",
+    "streamprep.plugins.adjust_gray",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )
