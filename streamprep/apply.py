@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def apply(
     ctf: Path | None = None,
     device: DeviceName = "auto",
     seed: int = 0,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Run operations on a particle stack or a map and write the result.
 
@@ -88,6 +89,8 @@ def apply(
         From the header unless given.
     ctf
         STAR table with the CTF of each particle, one row per image, in their order.
+    note
+        Receives what the operations found that is worth reporting.
 
     Returns
     -------
@@ -134,6 +137,7 @@ def apply(
         operation="",
         seed=seed,
         warn=warnings.append,
+        note=note,
         remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
         sample_images=sample_images,

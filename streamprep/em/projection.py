@@ -120,7 +120,7 @@ class CentralSlices:
 
 
 def _blocks(n: int, count: int, most: int) -> Iterator[tuple[slice, slice]]:
-    columns = min(count, most)
+    columns = max(1, min(count, most))
     rows = max(1, most // max(1, columns))
     for row in range(0, n, rows):
         for column in range(0, count, columns):
@@ -165,7 +165,7 @@ def central_slices(volume: Array) -> CentralSlices:
         )
         terms[first + z, :, middle] = rfft2(plane)[0, ...] * (signs[:, None] * signs[: half + 1])
     for row in range(0, padded, 8):
-        rows = slice(row, row + 8)
+        rows = slice(row, min(padded, row + 8))
         terms[:, rows, middle] = xp.fft.fft(terms[:, rows, middle], axis=0) * signs[:, None, None]
     for far in range(1, _MARGIN + 1):  # S(−f) = conj S(f)
         for edge, sign in ((_MARGIN, -1), (_MARGIN + half, 1)):

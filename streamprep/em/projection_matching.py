@@ -31,6 +31,10 @@ _ROUGH_STEPS, _FINE_STEPS = 3, 6
 _DELTA = 1e-3
 """Of rotations in numerical derivatives [rad]."""
 _TERMS_CPU, _TERMS_GPU = 1 << 19, 1 << 26
+"""Numbers worked on at a time."""
+_PRODUCT_CPU = 1 << 15
+"""Multiplications in a complex matrix product: few enough for OpenBLAS not to start threads, which for thousands of
+small products, on a machine that has other work, takes ten times as long."""
 
 
 class Orientations(NamedTuple):
@@ -184,7 +188,12 @@ class _Polar:
             xp.astype(xp.exp(-2j * math.pi * xp.astype(offsets[:, None] * f, xp.complex128)), xp.complex64)
             for f in (fx, fy)
         )
-        return xp.sum((xp.astype(images, xp.complex64) @ along_x) * along_y, axis=1)
+        count, points = int(images.shape[0]), int(fx.shape[0])
+        images = xp.astype(images, xp.complex64)
+        made = xp.empty((count, points), dtype=xp.complex64, device=place)
+        for some in _parts(points, count * self.side, self.side**2, images):
+            made[:, some] = xp.sum((images @ along_x[:, some]) * along_y[:, some], axis=1)
+        return made
 
     def waves(self, points: Array) -> Array:
         """Fourier transforms of the rings: (…, points) → (…, rings, half_turn + 1), those of angular order ≥ 0."""
@@ -235,7 +244,7 @@ def _best_of_gallery(
         norm = xp.sqrt(energy @ square)
         norm = xp.where(norm > 0, norm, xp.ones_like(norm) * math.inf)
         scores = xp.empty((references,), dtype=xp.float32, device=place)
-        for some in _parts(references, turns * int(shifts.shape[0]), images):
+        for some in _parts(references, turns * int(shifts.shape[0]), polar.rings * int(shifts.shape[0]), images):
             line = xp.fft.irfft(waves @ terms[:, :, some], n=turns, axis=0)
             scores[some] = xp.astype(xp.max(line, axis=(0, 1)), xp.float32)
         scores = scores / xp.astype(norm, xp.float32)
@@ -255,10 +264,11 @@ def _best_of_gallery(
     return made, xp.reshape(xp.stack(moved), (count, candidates, 2))
 
 
-def _parts(references: int, each: int, like: Array) -> list[slice]:
-    room = _TERMS_CPU if is_numpy_array(like) else _TERMS_GPU
-    size = max(1, room // max(1, each))
-    return [slice(start, min(references, start + size)) for start in range(0, references, size)]
+def _parts(count: int, terms: int, products: int, like: Array) -> list[slice]:
+    """Parts of a list, of whose entries each makes so many terms by so many multiplications."""
+    size = min(_TERMS_CPU // terms, _PRODUCT_CPU // products) if is_numpy_array(like) else _TERMS_GPU // terms
+    size = max(1, size)
+    return [slice(start, min(count, start + size)) for start in range(0, count, size)]
 
 
 def _turned_in_plane(matrix: Array, psi: Array) -> Array:
@@ -300,8 +310,9 @@ def _refine(
     xp = array_namespace(matrices)
     most = max(1, (_TERMS_CPU if is_numpy_array(matrices) else _TERMS_GPU) // max(1, 8 * int(data.fx.shape[0])))
     parts = []
-    for start in range(0, int(matrices.shape[0]), most):
-        some = slice(start, start + most)
+    starts = int(matrices.shape[0])
+    for start in range(0, starts, most):
+        some = slice(start, min(starts, start + most))
         terms = xp.take(data.terms, of_image[some], axis=0)
         ctfs = None if data.ctfs is None else xp.take(data.ctfs, of_image[some], axis=0)
         parts.append(_refine_part(slices, data, terms, ctfs, matrices[some, ...], shifts_px[some, :], steps))
@@ -339,7 +350,8 @@ def _refine_part(
         scaled = xp.astype(grey, xp.complex64)[:, None]
         jacobian = xp.stack([column * scaled for column in columns] + [now], axis=1)
         rest = terms - now * scaled
-        normal = xp.astype(xp.real(jacobian @ xp.conj(xp.matrix_transpose(jacobian))), xp.float64)
+        flat = xp.concat([xp.real(jacobian), xp.imag(jacobian)], axis=2)
+        normal = xp.astype(flat @ xp.matrix_transpose(flat), xp.float64)
         right = xp.astype(xp.real(xp.sum(jacobian * xp.conj(rest)[:, None, :], axis=2)), xp.float64)
         diagonal = xp.sum(normal * xp.eye(6, dtype=xp.float64, device=place), axis=2)
         diagonal = xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))

@@ -123,7 +123,7 @@ def adjustment(
     slices = central_slices(volume)
     fit = GreyFit(size)
     for start in range(0, count, _PART):
-        some = slice(start, start + _PART)
+        some = slice(start, min(count, start + _PART))
         ctfs = None if images.ctf is None else images.ctf[some]
         flipped = None if images.phase_flipped is None else images.phase_flipped[some]
         projections = project(
