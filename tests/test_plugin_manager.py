@@ -71,7 +71,7 @@ def test_a_broken_plugin_does_not_hurt_the_others(site: Path, source: str, words
     (broken,) = loaded.broken
     assert broken.name == "broken"
     assert words in (broken.error or "")
-    assert loaded.names("process_map") == ["glow", "invert"]
+    assert {"glow", "invert"} <= set(loaded.names("process_map"))
     assert not any(made.plugin == "broken" for made in loaded.operations)
 
 
