@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from streamprep import formats
 from streamprep.arrays import Backend, DeviceName, choose_backend, images_in_part, in_slabs, keep_freed_memory, to_host
 from streamprep.config import parse_override
 from streamprep.formats import mrc, mrc_output, star
+from streamprep.image_sets import sample_images
 from streamprep.model import (
     Columns,
     ConfigError,
@@ -84,6 +85,7 @@ def apply(
     ctf: Path | None = None,
     device: DeviceName = "auto",
     seed: int = 0,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Run operations on a particle stack or a map and write the result.
 
@@ -103,6 +105,8 @@ def apply(
         From the header unless given.
     ctf
         STAR table with the CTF of each particle, one row per image, in their order.
+    note
+        Receives what the operations found that is worth reporting.
 
     Returns
     -------
@@ -151,8 +155,10 @@ def apply(
         operation="",
         seed=seed,
         warn=warnings.append,
+        note=note,
         remark=warnings.append,
         read_image=lambda path: mrc.read(path).pixels,
+        sample_images=sample_images,
     )
     files = _Files(target, source)
     work = _Work(steps, source, files, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)

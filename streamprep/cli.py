@@ -415,6 +415,7 @@ def apply(
         raise ConfigError(f"--device {device}: allowed are auto, cpu and gpu")
     from streamprep.apply import apply as run_on_file
 
+    notes: list[str] = []
     warnings = run_on_file(
         [name.strip() for name in operations.split(",")],
         source,
@@ -425,7 +426,10 @@ def apply(
         ctf=ctf,
         device=device,  # type: ignore[arg-type]
         seed=seed,
+        note=notes.append,
     )
+    for note in notes:
+        sys.stderr.write(f"note: {_shown(note)}\n")
     for warning in warnings:
         sys.stderr.write(f"warning: {_shown(warning)}\n")
 

@@ -298,6 +298,24 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSample:
+    """Some images of a set that a parameter names: particles, averages or 2D classes."""
+
+    pixels: npt.NDArray[np.float32]
+    """Shape (n, ny, nx), on the host."""
+    total: int
+    """How many the set has."""
+    pixel_size_angstrom: float | None = None
+    """Of the images; None where neither table nor header says it."""
+    ctf: tuple[Ctf, ...] | None = None
+    """One per image, or None where the table does not say."""
+    phase_flipped: tuple[bool, ...] | None = None
+    """One per image, or None where the table does not say."""
+    columns: Columns = field(default_factory=dict)
+    """All other columns of the table, by the names that they have in it, values as they are written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What an operation may know and say besides its data."""
 
@@ -317,6 +335,8 @@ class Context:
     """Files that belong to this item and that the operation's parameters asked for, such as ``mask``."""
     read_image: Callable[[Path], npt.NDArray[Any]] | None = None
     """Read an image file of any known format as a host array."""
+    sample_images: Callable[[Path, int, np.random.Generator], ImageSample] | None = None
+    """At most so many images, drawn at random, of the set that a STAR or Xmipp table, or a stack, holds."""
     warn: Callable[[str], None] = lambda _: None
     """Record a warning beside the item. It is shown in ``streamprep status`` and does not stop anything."""
     note: Callable[[str], None] = lambda _: None

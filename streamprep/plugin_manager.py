@@ -33,6 +33,7 @@ BUILTIN_OPERATIONS = (
     "streamprep.plugins.laplacian",
     "streamprep.plugins.segment",
     "streamprep.plugins.normalize_background",
+    "streamprep.plugins.adjust_gray",
     "streamprep.plugins.invert",
     "streamprep.plugins.threshold",
 )

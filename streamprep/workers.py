@@ -32,6 +32,7 @@ from streamprep.arrays import Backend, choose_backend, keep_freed_memory
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
+from streamprep.image_sets import sample_images
 from streamprep.joins import JobInput, mask_digest
 from streamprep.ledger import EntryRow
 from streamprep.model import (
@@ -360,6 +361,7 @@ def _process(
         job.item,
         companions={wanted.kind: path for wanted, path in job.inputs},
         read_image=read_image,
+        sample_images=sample_images,
         warn=heard["warn"].append,
         note=heard["note"].append,
         remark=heard["remark"].append,

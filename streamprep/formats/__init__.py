@@ -150,6 +150,19 @@ def is_part_of_tables(path: Path) -> bool:
     return cryosparc.is_passthrough(path)
 
 
+def read_image_rows(path: Path) -> list[Entry]:
+    """The rows of each stack whose images a RELION or Xmipp table names.
+
+    Raises
+    ------
+    InputError
+        It is no such table, or names none.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return xmipp.read_image_rows(path) if xmipp.is_xmipp(head) else star.read_image_rows(path)
+
+
 @hookimpl(trylast=True)
 def read_item(item: Item) -> Image | list[Entry]:
     """Images as `Image`, tables as lists of `Entry`."""

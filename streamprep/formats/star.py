@@ -307,6 +307,26 @@ def _particle_rows(loop: Loop, optics: Loop | None) -> Iterable[Entry]:
         )
 
 
+def read_image_rows(path: Path) -> list[Entry]:
+    """The rows of each stack that the first table that names images names: particles, or 2D class averages.
+
+    Raises
+    ------
+    InputError
+        None of its tables does, or a value in it is not a number.
+    """
+    loops = read_loops(path)
+    optics = next((loop for loop in loops if loop.block == "optics"), None)
+    names = ("rlnImageName", "rlnReferenceImage")
+    for loop in loops:
+        for name in names:
+            if any("@" in value for value in loop.columns.get(name, ())):
+                further = {column: values for column, values in loop.columns.items() if column not in names}
+                images = {"rlnImageName": loop.columns[name]}
+                return list(_particle_rows(Loop(path, loop.block, images | further, loop.rows), optics))
+    raise InputError(path, "no table in it names images, as NUMBER@FILE in _rlnImageName or _rlnReferenceImage")
+
+
 _IMAGE_NAME = re.compile(r"([0-9]{1,12})@(.+)", re.DOTALL)
 _CTF_NAMES = tuple(field.name for field in dataclasses.fields(Ctf))
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from streamprep.formats._ctf import checked_ctfs
 from streamprep.formats._values import digest_of, groups
-from streamprep.formats.star import PHASE_FLIPPED, Loop, image_names, read_with, rows_entry, with_constants
+from streamprep.formats.star import PHASE_FLIPPED, Loop, image_names, read_loops, read_with, rows_entry, with_constants
 from streamprep.model import (
     FIGURE_OF_MERIT,
     Coordinates,
@@ -114,6 +114,20 @@ def _said(loops: list[Loop]) -> list[Entry] | None:
         return [] if any(_STATE in loop for loop in loops) else None
     entries = _coordinates(picked) + [entry for loop in fitted for entry in _ctfs(loop)]
     return entries + [entry for loop in stacked for entry in _particle_rows(loop)]
+
+
+def read_image_rows(path: Path) -> list[Entry]:
+    """The rows of each stack that the first table that names images names: of 2D classes the averages.
+
+    Raises
+    ------
+    InputError
+        None of its tables does, or a value in it is not a number.
+    """
+    for loop in read_loops(path):
+        if any("@" in name for name in loop.columns.get("image", ())):
+            return list(_particle_rows(loop))
+    raise InputError(path, "no table in it names images, as NUMBER@FILE in _image")
 
 
 def _particle_rows(loop: Loop) -> Iterable[Entry]:
