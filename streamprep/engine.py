@@ -27,7 +27,15 @@ from streamprep.ledger import FileRow, JobRow, LedgerError
 from streamprep.model import Identity, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
-from streamprep.session import keep_labels, make_sources, open_ledger, open_output, stacks_sources
+from streamprep.session import (
+    awaited_files,
+    keep_labels,
+    make_sources,
+    open_ledger,
+    open_output,
+    require_named_files,
+    stacks_sources,
+)
 from streamprep.snapshot import Mode, Rates, Snapshot
 from streamprep.stacks import NamedStacks
 from streamprep.watcher import Arrival, Watcher
@@ -155,6 +163,9 @@ class Engine:
         self._moved = False
         self._parts: dict[int, tuple[tuple[Path, Identity | None], ...]] = {}
         """What belonged to each table when it was last looked at."""
+        self._awaited = awaited_files(config, plan)
+        self._seen: dict[Path, Identity | None] = {}
+        """The files that maps wait for, as they were when they were last looked for."""
         self._found: list[tuple[int, str]] = []
         self._homes: dict[Path, set[str]] = {}
         self._executor: Executor | None = None
@@ -382,6 +393,18 @@ class Engine:
                 self.ledger.file_gone(file.id)
         self._look_for_stacks = True
         self._look_for_parts()
+        self._look_for_awaited()
+
+    def _look_for_awaited(self) -> None:
+        """Let maps go on that waited for files that their operations name, once those are there and at rest."""
+        if not self._awaited:
+            return
+        seen = {path: identity_or_none(path) for path in self._awaited}
+        if all(found is not None and self._seen.get(path) == found for path, found in seen.items()):
+            self._awaited = {}
+            require_named_files(self.ledger, {})
+            self.ledger.join_all()
+        self._seen = seen
 
     def _look_for_parts(self) -> None:
         """Have the tables read again of which files came, changed or went that belong to them."""

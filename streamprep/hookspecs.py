@@ -58,7 +58,7 @@ class Params(BaseModel):
         return table
 
     def files(self) -> Mapping[str, str]:
-        """Files that parameters of operations on maps name, by parameter; they must be there when a session starts."""
+        """Files that parameters of operations on maps name, by parameter; maps wait until all of them are there."""
         return {}
 
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:

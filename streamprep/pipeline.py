@@ -209,7 +209,7 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
     ------
     ConfigError
         An operation needs the CTF, and the configuration names no table; it changes micrographs, of which nothing is
-        made; or a file that an operation on maps names is not there.
+        made.
     """
     required: dict[Kind, dict[Kind, str]] = {}
     if plan.extract is not None or any(plan.lane("coordinates")):
@@ -226,13 +226,6 @@ def required_kinds(config: Config, plan: Plan) -> dict[Kind, dict[Kind, str]]:
             )
     if any(plan.lane("maps")):
         required["map"] = {}
-    for step in plan.lane("maps"):
-        for parameter, name in step.params.files().items():
-            if not config.resolve(name).is_file():
-                raise ConfigError(
-                    f"{config.file}: [maps.{step.name}] {parameter} = {name!r}: there is no such file; paths are "
-                    "relative to the configuration file"
-                )
     return required
 
 
@@ -601,7 +594,8 @@ def run_volume(
     """Run the map lane on one map; parameters, results and errors as of `run_micrograph`."""
     there = volume if backend is None else volume.with_pixels(backend.to_device(volume.pixels + 0))
     made = run_map(plan, there, context, timer=timer)
-    made = made.with_pixels(to_host(made.pixels))
+    masks = {name: to_host(mask) for name, mask in made.masks.items()}
+    made = replace(made, pixels=to_host(made.pixels), masks=masks)
     return ItemResult(context.item, generation, None, {}, {}, map=made, map_before=volume)
 
 

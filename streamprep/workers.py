@@ -361,7 +361,7 @@ def _process(
         job.item,
         companions={wanted.kind: path for wanted, path in job.inputs},
         read_image=read_image,
-        sample_images=sample_images,
+        sample_images=lambda path, most, rng: sample_images(worker.config.resolve(str(path)), most, rng),
         warn=heard["warn"].append,
         note=heard["note"].append,
         remark=heard["remark"].append,

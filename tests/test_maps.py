@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from streamprep.config import load
 from streamprep.engine import Engine
 from streamprep.formats import mrc, mrc_output
-from streamprep.model import ConfigError
+from streamprep.hookspecs import hookimpl
 from streamprep.pictures import map_picture
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
@@ -126,24 +127,84 @@ def test_a_picture_has_a_row_for_each_map() -> None:
     assert picture.size == (4 * 104, 2 * 104)
 
 
-def test_what_an_operation_on_maps_names_must_be_there(folder: Path) -> None:
-    from streamprep.hookspecs import OperationInfo, Params
-    from streamprep.pipeline import required_kinds
-    from streamprep.plugin_manager import LoadedOperation, Plugins
+def test_maps_wait_for_the_files_that_their_operations_name(folder: Path) -> None:
+    volume = tiny_map(16, 3).pixels
+    put(folder, "a.mrc", volume)
+    changes = ("maps.symmetrize.group=c2", "maps.symmetrize.mask=masks/m.mrc")
+    last = once(folder, *changes)
+    assert (last.jobs, last.waiting_count) == ({}, 1)
+    ((_, reason, _),) = last.waiting
+    assert "waits for masks/m.mrc ([maps.symmetrize] mask)" in reason
+    (folder / "masks").mkdir()
+    mask = np.ones((16, 16, 16), np.float32)
+    mrc_output.write(folder / "masks/m.mrc", mask, pixel_size_angstrom=1.5, stack=False)
+    assert once(folder, *changes).jobs == {"done": 1}
+    done = mrc.read(folder / "streamprep_out/maps/Maps/a.mrc").pixels
+    turned = np.roll(np.flip(done, (1, 2)), (1, 1), (1, 2))
+    np.testing.assert_allclose(done[:, 1:, 1:], turned[:, 1:, 1:], atol=1e-5)
 
-    class Masked(Params):
-        mask: str = "mask.mrc"
 
-        def files(self) -> dict[str, str]:
-            return {"mask": self.mask}
-
-    plugins = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""})
-    made = LoadedOperation(
-        OperationInfo("process_map", "masked", 1, Masked), lambda map: map, ("map",), "m", "test", "1"
+def test_a_running_session_goes_on_when_the_awaited_file_comes(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    config = load(
+        folder / "streamprep.toml",
+        ["maps.laplacian.mask=m.mrc", "session.rescan_seconds=0.2", "session.poll_seconds=0.1"],
     )
-    more = Plugins(plugins.manager, plugins.plugins, [*plugins.operations, made])
-    config = load(folder / "streamprep.toml", ["maps.masked.mask=m.mrc"])
-    with pytest.raises(ConfigError, match=r"\[maps.masked\] mask = 'm.mrc': there is no such file"):
-        required_kinds(config, resolve(config, more))
-    mrc_output.write(folder / "m.mrc", tiny_map(8).pixels, pixel_size_angstrom=1, stack=False)
-    assert required_kinds(config, resolve(config, more)) == {"map": {}}
+    plugins = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""})
+    engine = Engine(config, plugins, resolve(config, plugins), once=False, executor=InlineExecutor)
+    seen: list[str] = []
+
+    class Hand:
+        """Brings the mask once the map waits, and ends the session once it is done."""
+
+        @hookimpl
+        def snapshot_taken(self, snapshot: Snapshot) -> None:
+            mask = folder / "m.mrc"
+            if snapshot.waiting_count == 1 and not mask.exists():
+                seen.append("waited")
+                mrc_output.write(mask, np.ones((16, 16, 16), np.float32) * 0, pixel_size_angstrom=1.5, stack=False)
+            if snapshot.jobs.get("done") == 1:
+                engine.stop()
+
+    plugins.manager.register(Hand())
+    assert engine.run().jobs == {"done": 1}
+    assert seen == ["waited"]
+
+
+def test_masks_are_maps_of_their_own(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 1).pixels)
+    once(folder, "maps.segment.save_mask=true")
+    assert "maps/Maps/a_mask.mrc" in written(folder)
+    mask = mrc.read(folder / "streamprep_out/maps/Maps/a_mask.mrc").pixels
+    assert set(np.unique(mask).tolist()) == {0, 1}
+    done = mrc.read(folder / "streamprep_out/maps/Maps/a.mrc").pixels
+    assert not done[mask == 0].any()
+
+
+REAL = ("EMD-3001.map", "EMD-3197.map", "emd_6272_part.mrc")
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("maps.change_hand.keep_origin=true",),
+        ("maps.symmetrize.group=d2",),
+        ("maps.symmetrize.group=o",),
+        ("maps.rotate_ico.source=i1", "maps.rotate_ico.target=i3"),
+        ("maps.laplacian.percentile=0.8",),
+        ("maps.segment.kind=automatic",),
+        ("maps.normalize_background.radius_px=-1",),
+        ("maps.threshold.value=0.1",),
+    ],
+)
+def test_real_maps(data: Path, folder: Path, name: str, changes: tuple[str, ...]) -> None:
+    """What is not a cube is refused, by name and with its sizes, where an operation needs one."""
+    shutil.copy(data / "maps" / name, folder / "Maps" / name)
+    last = once(folder, *changes)
+    needs_a_cube = "ico" in changes[0] or changes[0].endswith("=o")
+    if needs_a_cube and name == "EMD-3001.map":
+        assert last.jobs == {"failed": 1}
+        assert all(side in last.failures[0]["reason"] for side in ("73", "43", "25"))
+    else:
+        assert last.jobs == {"done": 1}, last.failures

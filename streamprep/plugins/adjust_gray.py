@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,6 +39,11 @@ class AdjustGray(Params):
         description="STAR or Xmipp table of particles, averages or 2D classes, or a stack of them: images of the map's "
         "structure, with its box and pixel size.",
     )
+
+    def files(self) -> Mapping[str, str]:
+        """What maps wait for."""
+        return {"images": self.images}
+
     max_images: int = Field(200, ge=1, description="Of more images so many are drawn at random.")
     method: Literal["projection", "moments"] = Field(
         "projection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ class Laplacian(Params):
         min_length=1,
         description="Path of a mask around the molecule, 1 inside: the percentile is that of the voxels outside.",
     )
+
+    def files(self) -> Mapping[str, str]:
+        """What maps wait for."""
+        return {} if self.mask is None else {"mask": self.mask}
 
 
 def laplacian(pixels: Array, *, percentile: float = 0.9, mask: Array | None = None) -> Array:

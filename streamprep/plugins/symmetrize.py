@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,11 @@ class Symmetrize(Params):
         min_length=1,
         description="Path of a mask, 1 where to symmetrize and 0 where the input stays; between, they are blended.",
     )
+
+    def files(self) -> Mapping[str, str]:
+        """What maps wait for."""
+        return {} if self.mask is None else {"mask": self.mask}
+
     rise_angstrom: float | None = Field(
         None, ge=0.1, description="Of a helix: from one subunit to the next along z [Å]."
     )

@@ -42,11 +42,18 @@ class MapSink(Sink):
         )
         picture = folder / "map.png"
         map_picture([before.pixels, made.pixels]).save(picture)
-        files = []
-        for path, final in (
+        made_files = [
             (staged, f"{MAPS}/{result.item.name}{version}.mrc"),
             (picture, f"{GALLERY}/{result.item.name}{version}.png"),
-        ):
+        ]
+        for name, mask in made.masks.items():
+            path = folder / f"{name}.mrc"
+            mrc_output.write(
+                path, np.asarray(mask).astype(np.int8), pixel_size_angstrom=made.pixel_size_angstrom, stack=False
+            )
+            made_files.append((path, f"{MAPS}/{result.item.name}{version}_{name}.mrc"))
+        files = []
+        for path, final in made_files:
             _files.fsync_file(path)
             files.append(StagedFile(path.name, final, path.stat().st_size, _files.crc32_of(path)))
         return Staged(tuple(files))
