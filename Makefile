@@ -25,8 +25,9 @@ lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
 	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
 
-bench: .venv/.installed-dev ## Time the particle operations from file to file, next to Xmipp 3
+bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py
+	$(BIN)/python bench/maps.py
 
 FUZZ_SECONDS ?= 300
 fuzz: .venv/.installed-dev ## Fuzz the readers of files, all targets together for FUZZ_SECONDS (needs atheris: Linux on x86_64)
