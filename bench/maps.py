@@ -1,6 +1,6 @@
 """Times the map operations from file to file, next to Xmipp 3 (bench/reference.json). Part of ``make bench``.
 
-Each operation is applied to a map of 256³ voxels, as `streamprep apply` does it but without the start of the program, in
+Each operation is applied to a map of 256³ voxels, as `streamprep apply` does it but without the program's start, in
 a process of its own, whose greatest memory is told as well; the least of several runs. Times are divided by that of the
 calibration kernel in the same run, so that machines can be compared.
 """
