@@ -15,16 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
-from scipy import fft  # noqa: E402
+import numpy as np
+from scipy import fft
 
-from streamprep.apply import apply  # noqa: E402
-from streamprep.arrays import fft_library  # noqa: E402
-from streamprep.formats import mrc_output  # noqa: E402
-from streamprep.plugin_manager import load_plugins  # noqa: E402
+from streamprep.apply import apply
+from streamprep.arrays import fft_library
+from streamprep.formats import mrc_output
+from streamprep.plugin_manager import load_plugins
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text(encoding="utf-8"))["maps"]
 CASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (

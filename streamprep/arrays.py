@@ -387,8 +387,12 @@ def images_in_part(pixels: Array) -> int:
 
 
 def map_threads() -> int:
-    """How many threads the work on one map may use: one for each core that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """How many threads the work on one map may use: one for each core that this process may run on.
+
+    Fewer where OMP_NUM_THREADS says so, as it does in the worker processes of a session.
+    """
+    cores, wanted = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(wanted))) if wanted.isdecimal() else cores
 
 
 SLAB_BYTES = 1 << 20

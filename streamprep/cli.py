@@ -310,8 +310,12 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             f"  {step.table:<12} {step.order:>4}  {step.name:<18} {values or '-'}"
             f"  [{step.operation.distribution} {step.operation.version}]"
         )
+    from streamprep.session import named_files
+
     for kind, needed in required_kinds(loaded, made).items():
-        _out(f"each {'stack of particles' if kind == 'particles' else kind} waits for: {', '.join(needed.values())}")
+        texts = [*needed.values(), *(named_files(loaded, made).values() if kind == "map" else ())]
+        if texts:
+            _out(f"each {'stack of particles' if kind == 'particles' else kind} waits for: {', '.join(texts)}")
 
 
 @app.command()

@@ -212,7 +212,9 @@ def explain(error: ValidationError, where: str, model: type[BaseModel], prefix: 
             continue
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{where}: [{table}] needs {key}" if table else f"{where}: a table [{key}] is needed")
+            whole = issubclass(model, Config) and not table  # else they are parameters of one operation
+            needed = f"a table [{key}] is needed" if whole else f"[{table}] needs {key}" if table else f"needs {key}"
+            lines.append(f"{where}: {needed}")
         elif key:
             name = f"[{table}] {key}" if table else key
             value = problem["input"]

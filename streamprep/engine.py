@@ -28,9 +28,9 @@ from streamprep.model import Identity, InputError, Item, Kind, OutputError, Stre
 from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
 from streamprep.session import (
-    awaited_files,
     keep_labels,
     make_sources,
+    named_files,
     open_ledger,
     open_output,
     require_named_files,
@@ -163,7 +163,9 @@ class Engine:
         self._moved = False
         self._parts: dict[int, tuple[tuple[Path, Identity | None], ...]] = {}
         """What belonged to each table when it was last looked at."""
-        self._awaited = awaited_files(config, plan)
+        self._named = named_files(config, plan)
+        self._awaited = {path: text for path, text in self._named.items() if not self._is_whole(path)}
+        require_named_files(self.ledger, self._awaited)
         self._seen: dict[Path, Identity | None] = {}
         """The files that maps wait for, as they were when they were last looked for."""
         self._found: list[tuple[int, str]] = []
@@ -396,15 +398,28 @@ class Engine:
         self._look_for_awaited()
 
     def _look_for_awaited(self) -> None:
-        """Let maps go on that waited for files that their operations name, once those are there and at rest."""
-        if not self._awaited:
-            return
-        seen = {path: identity_or_none(path) for path in self._awaited}
-        if all(found is not None and self._seen.get(path) == found for path, found in seen.items()):
-            self._awaited = {}
-            require_named_files(self.ledger, {})
-            self.ledger.join_all()
+        """Let maps wait for the files that their operations name, until those are whole and at rest between scans."""
+        seen = {path: identity_or_none(path) for path in self._named}
+        awaited = {
+            path: text
+            for path, text in self._named.items()
+            if not self._is_whole(path) or (path in self._awaited and self._seen.get(path) != seen[path])
+        }
         self._seen = seen
+        if awaited.keys() != self._awaited.keys():
+            self._awaited = awaited
+            require_named_files(self.ledger, awaited)
+            self.ledger.join_all()
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                head = file.read(formats.HEAD_BYTES)
+            return self._missing(path, path.stat().st_size, head) is None
+        except OSError:
+            return False
+        except InputError:
+            return True  # it never will be; the operation says why
 
     def _look_for_parts(self) -> None:
         """Have the tables read again of which files came, changed or went that belong to them."""

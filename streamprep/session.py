@@ -273,13 +273,12 @@ def _lock(folder: Path, sleep: Callable[[float], None] = time.sleep) -> IO[str]:
     raise ConfigError(f"{folder}: a streamprep status or retry is still looking at it; start again when it has ended")
 
 
-def awaited_files(config: Config, plan: Plan) -> dict[Path, str]:
-    """Files that operations on maps name and that are not there: where they are looked for, and what to call them."""
+def named_files(config: Config, plan: Plan) -> dict[Path, str]:
+    """Files that operations on maps name: where they are looked for, and what to call them."""
     return {
         config.resolve(name): f"{name} ([maps.{step.name}] {parameter})"
         for step in plan.lane("maps")
         for parameter, name in step.params.files().items()
-        if not config.resolve(name).is_file()
     }
 
 
@@ -316,7 +315,8 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
     for kind, needed in required_kinds(config, plan).items():
         ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
-    require_named_files(ledger, awaited_files(config, plan))
+    missing = {path: text for path, text in named_files(config, plan).items() if not path.is_file()}
+    require_named_files(ledger, missing)
     if _plan_hash_of(output) != plan.hash:
         described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
         written = output / STATE_FOLDER / ".plan.json.tmp"

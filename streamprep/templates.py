@@ -43,7 +43,12 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     known = {f"{lane}.{made.info.name}" for lane, made in offered}
     for name in sorted(active - known):
         raise ConfigError(f"--operation {name}: not installed; {nearest(name, sorted(known))}")
-    watch = [name for name in USUAL_FOLDERS if (folder / name).is_dir()] or list(USUAL_FOLDERS)
+    only_maps = bool(active) and all(name.startswith("maps.") for name in active)
+    usual = [
+        *(() if only_maps else USUAL_FOLDERS),
+        *(["Maps"] if any(name.startswith("maps.") for name in active) else ()),
+    ]
+    watch = [name for name in usual if (folder / name).is_dir()] or usual
     lines = [
         "# streamprep configuration. Paths are relative to this file. Lines that begin with # show defaults.",
         "",
@@ -71,7 +76,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
         lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
-        on = lane == "extract" or table in active
+        on = table in active or (lane == "extract" and not only_maps)
         about = (inspect.getdoc(made.info.params) or "").splitlines()[0]
         lines.append(f"# {about} (order {made.info.order}, {made.distribution})")
         needed = {"box_size_px": 256} if lane == "extract" else {}
@@ -95,7 +100,7 @@ def _fields(model: type[BaseModel], given: dict[str, Any]) -> list[str]:
         if name in given:
             lines.append(f"{name} = {_toml(given[name])}")
         elif field.is_required():
-            lines.append(f"{name} = ")
+            lines.append(f'{name} = ""  # needed')
         elif field.default is None:
             lines.append(f"# {name} =")
         else:

@@ -159,7 +159,7 @@ def test_masks_are_written_beside_the_map_with_its_place(run: Apply, data: Path,
 
 def test_a_mask_never_takes_the_place_of_the_input(run: Apply, tmp_path: Path) -> None:
     source = tmp_path / "out_mask.mrc"
-    mrc.write(source, images(), pixel_size_angstrom=1.5, stack=False)
+    mrc_output.write(source, images(), pixel_size_angstrom=1.5, stack=False)
     before = source.read_bytes()
     with pytest.raises(ConfigError, match=r"out_mask\.mrc: the mask of out\.mrc would be written here, .* the input"):
         run("segment", "segment.save_mask=true", source=source, target="out.mrc")
@@ -173,7 +173,7 @@ def test_a_map_of_any_kind_of_voxels_is_read_in_slabs(run: Apply, tmp_path: Path
     voxels = np.random.default_rng(0).integers(-99, 99, (70, 64, 65)).astype(np.int16)
     for dtype in (np.int8, np.int16, np.float32):
         source = tmp_path / f"volume_{np.dtype(dtype).name}.mrc"
-        mrc.write(source, voxels.astype(dtype), pixel_size_angstrom=1.5, stack=False)
+        mrc_output.write(source, voxels.astype(dtype), pixel_size_angstrom=1.5, stack=False)
         run("invert", source=source, target="out.mrc")
         with mrcfile.open(tmp_path / "out.mrc") as file:
             np.testing.assert_array_equal(file.data, -voxels.astype(np.float32))

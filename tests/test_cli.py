@@ -91,11 +91,17 @@ def test_init_refuses_an_operation_that_is_not_there(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["init", str(tmp_path), "-o", "particles.invrt"], catch_exceptions=False)
 
 
-def test_init_turns_operations_on_maps_on(tmp_path: Path) -> None:
+def test_init_for_maps_alone_watches_maps_and_extracts_nothing(tmp_path: Path) -> None:
     call("init", tmp_path, "-o", "maps.invert")
-    written = (tmp_path / "streamprep.toml").read_text()
-    assert "\n[maps.invert]\n" in written
-    assert "# [particles.invert]" in written
+    written = tomllib.loads((tmp_path / "streamprep.toml").read_text())
+    assert written["session"]["watch"] == ["Maps"]
+    assert written["maps"] == {"invert": {}}
+    assert "extract" not in written
+    assert "particles" not in written
+    call("init", tmp_path, "--force", "-o", "maps.symmetrize", "-o", "particles.invert")
+    written = tomllib.loads((tmp_path / "streamprep.toml").read_text())
+    assert written["session"]["watch"] == ["Micrographs", "Coordinates", "Maps"]
+    assert written["maps"]["symmetrize"]["group"] == ""  # said to be needed; the check names what is allowed
 
 
 def test_the_page_of_operations_is_what_the_program_writes(tmp_path: Path) -> None:

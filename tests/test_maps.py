@@ -144,6 +144,16 @@ def test_maps_wait_for_the_files_that_their_operations_name(folder: Path) -> Non
     np.testing.assert_allclose(done[:, 1:, 1:], turned[:, 1:, 1:], atol=1e-5)
 
 
+def test_maps_wait_until_a_mask_that_is_being_copied_is_whole(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    whole = put(folder, "../m.mrc", np.zeros((16, 16, 16), np.float32)).read_bytes()
+    (folder / "m.mrc").write_bytes(whole[:3000])
+    last = once(folder, "maps.laplacian.mask=m.mrc")
+    assert (last.jobs, last.waiting_count) == ({}, 1)
+    (folder / "m.mrc").write_bytes(whole)
+    assert once(folder, "maps.laplacian.mask=m.mrc").jobs == {"done": 1}
+
+
 def test_a_running_session_goes_on_when_the_awaited_file_comes(folder: Path) -> None:
     put(folder, "a.mrc", tiny_map(16, 3).pixels)
     config = load(

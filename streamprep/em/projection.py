@@ -279,8 +279,8 @@ def table_orientations(columns: Columns, pixel_size_angstrom: float) -> tuple[Fl
     Returns
     -------
     tuple or None
-        Matrices (n, 3, 3), see `euler_matrices`, and shifts (n, 2) [px]. None where the columns of rot or tilt are not
-        there, or are 0 for several images: then these were aligned in the plane only.
+        Matrices (n, 3, 3), see `euler_matrices`, and shifts (n, 2) [px]. None where the columns of rot, tilt or psi
+        are not there, or rot and tilt are 0 for several images: then these were aligned in the plane only.
 
     Raises
     ------
@@ -294,7 +294,7 @@ def table_orientations(columns: Columns, pixel_size_angstrom: float) -> tuple[Fl
     """
     rln = "rlnAngleRot" in columns
     rot, tilt, psi = (f"{'rlnAngle' if rln else 'angle'}{name}" for name in ("Rot", "Tilt", "Psi"))
-    if rot not in columns or tilt not in columns:
+    if not {rot, tilt, psi} <= set(columns):
         return None
     count = len(columns[rot])
 
@@ -449,7 +449,7 @@ def asymmetric_unit(symmetry: str, step_deg: float) -> FloatArray:
     Examples
     --------
     >>> len(asymmetric_unit("c1", 5)), len(asymmetric_unit("d2", 5)), len(asymmetric_unit("i1", 5))
-    (1654, 432, 432)
+    (1666, 440, 440)
     """
     found = _rotations(symmetry)
     if found is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_api_compat import device as array_device
 from pydantic import Field
 
@@ -151,6 +152,8 @@ def laplacian_map(map: Map, params: Laplacian, ctx: Context) -> Map:  # noqa: A0
             raise InputError(
                 path, f"laplacian: a mask of shape {voxels.shape} for a map of {shape}; they must be equal"
             )
+        if not np.isfinite(voxels).all():
+            raise InputError(path, "laplacian: the mask holds values that are not finite; allowed: 0 to 1")
         if not (voxels < 0.5).any():
             raise InputError(path, "laplacian: no voxel is outside this mask (below 0.5); the percentile needs some")
         mask = array_namespace(map.pixels).asarray(voxels, device=array_device(map.pixels))

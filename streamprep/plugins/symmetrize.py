@@ -240,7 +240,10 @@ def symmetrize_map(map: Map, params: Symmetrize, ctx: Context) -> Map:  # noqa: 
 def _read_mask(path: Path, pixels: Array, ctx: Context) -> Array:
     if ctx.read_image is None:
         raise InputError(path, "symmetrize: no mask can be read here")
-    mask = np.asarray(ctx.read_image(path))
+    try:
+        mask = np.asarray(ctx.read_image(path))
+    except OSError as error:
+        raise InputError(path, f"symmetrize: the mask cannot be read: {error.strerror}") from error
     if mask.shape != tuple(pixels.shape):
         sizes = [" × ".join(str(int(side)) for side in reversed(shape)) for shape in (mask.shape, pixels.shape)]
         raise InputError(path, f"symmetrize: the mask is {sizes[0]} voxels, its map {sizes[1]}; allowed: the same size")

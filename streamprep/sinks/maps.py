@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from streamprep.config import Config
-from streamprep.formats import mrc_output
+from streamprep.formats import image_ending, mrc_output
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, Table, hookimpl
 from streamprep.model import StreamprepError
 from streamprep.pictures import map_picture
@@ -32,13 +32,14 @@ class MapSink(Sink):
         if not all(np.isfinite(section.sum(dtype=np.float64)) for section in made.pixels):
             raise StreamprepError("the map holds values that are not finite after the operations")
         version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
+        template = result.item.path if image_ending(result.item.path) in TEMPLATES else None
         staged = folder / "map.mrc"
         mrc_output.write(
             staged,
             made.pixels,
             pixel_size_angstrom=made.pixel_size_angstrom,
             stack=False,
-            template=result.item.path if result.item.path.suffix.lower() in TEMPLATES else None,
+            template=template,
         )
         picture = folder / "map.png"
         map_picture([before.pixels, made.pixels]).save(picture)
@@ -49,7 +50,11 @@ class MapSink(Sink):
         for name, mask in made.masks.items():
             path = folder / f"{name}.mrc"
             mrc_output.write(
-                path, np.asarray(mask).astype(np.int8), pixel_size_angstrom=made.pixel_size_angstrom, stack=False
+                path,
+                np.asarray(mask).astype(np.int8),
+                pixel_size_angstrom=made.pixel_size_angstrom,
+                stack=False,
+                template=template,
             )
             made_files.append((path, f"{MAPS}/{result.item.name}{version}_{name}.mrc"))
         files = []
@@ -60,7 +65,7 @@ class MapSink(Sink):
 
 
 TEMPLATES = (".mrc", ".map", ".ccp4")
-"""Endings of files whose header is kept, where it still holds."""
+"""Endings of files, compressed or not, whose header is kept where it still holds."""
 
 
 @hookimpl

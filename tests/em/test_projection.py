@@ -227,9 +227,13 @@ def test_images_aligned_in_the_plane_have_no_orientation(columns: dict[str, np.n
     assert table_orientations(columns, 1) is None
 
 
+def test_images_without_an_angle_in_the_plane_have_no_orientation() -> None:
+    assert table_orientations({"rlnAngleRot": text(10, 20), "rlnAngleTilt": text(30, 40)}, 1) is None
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "None", ""])
 def test_an_angle_that_is_no_number_is_named(value: str) -> None:
-    columns = {"angleRot": np.array(["1", value], dtype=object), "angleTilt": text(1, 2)}
+    columns = {"angleRot": np.array(["1", value], dtype=object), "angleTilt": text(1, 2), "anglePsi": text(0, 0)}
     with pytest.raises(ValueError, match="_angleRot is '" + value):
         table_orientations(columns, 1)
 

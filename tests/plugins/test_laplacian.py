@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from streamprep import Context, InputError, Item, Map
-from streamprep.formats import mrc
+from streamprep.formats import mrc, mrc_output
 from streamprep.plugins.laplacian import Laplacian, laplacian, laplacian_map
 from streamprep.testing import ArrayBackend, backends, run_operation, tiny_map
 from tests.plugins import golden_case, relative_error
@@ -83,7 +83,7 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path: Path) -> None:
         (np.zeros((4, 4, 4), np.int8), r"mask\.mrc: laplacian: a mask of shape \(4, 4, 4\) for a map of \(8, 8, 8\)"),
         (np.ones((8, 8, 8), np.int8), r"mask\.mrc: laplacian: no voxel is outside this mask"),
     ):
-        mrc.write(path, voxels, pixel_size_angstrom=2, stack=False)
+        mrc_output.write(path, voxels, pixel_size_angstrom=2, stack=False)
         with pytest.raises(InputError, match=said):
             run_operation(laplacian_map, tiny_map(8), CONTEXT, mask=str(path))
     with pytest.raises(InputError, match=r"none\.mrc: laplacian: the mask cannot be read: No such file"):
