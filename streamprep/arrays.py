@@ -165,14 +165,7 @@ def fft_library() -> str:
 
 def rfft2(images: Array) -> Array:
     """Fourier transforms of real images over their last two axes, the half with fx ≥ 0: shape (…, ny, nx // 2 + 1)."""
-    xp = array_namespace(images)
-    if not is_numpy_array(images):
-        return xp.fft.rfftn(images, axes=(-2, -1))
-    ducc = _ducc0() if images.size else None  # it takes no empty arrays
-    if ducc is not None:
-        return ducc.r2c(images, axes=(images.ndim - 2, images.ndim - 1))
-    rows = scipy.fft.rfft(images, axis=-1)
-    return scipy.fft.fft(rows, axis=-2, overwrite_x=True)
+    return _forward(images, 2, 1)
 
 
 def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
@@ -188,67 +181,53 @@ def irfft2(spectrum: Array, nx: int, out: Array | None = None) -> Array:
     out
         Where to put the images; else a new array.
     """
-    xp = array_namespace(spectrum)
-    ducc = _ducc0() if is_numpy_array(spectrum) and spectrum.size else None
-    if ducc is not None:
-        axes = (spectrum.ndim - 2, spectrum.ndim - 1)
-        return ducc.c2r(spectrum, axes=axes, lastsize=nx, forward=False, inorm=2, out=out, allow_overwriting_input=True)
-    if is_numpy_array(spectrum):
-        images = scipy.fft.irfft(scipy.fft.ifft(spectrum, axis=-2, overwrite_x=True), n=nx, axis=-1)
-    else:
-        images = xp.fft.irfftn(spectrum, s=(int(spectrum.shape[-2]), nx), axes=(-2, -1))
-    if out is None:
-        return images
-    out[...] = images
-    return out
+    return _back(spectrum, 2, nx, out, 1)
 
 
 def rfftn(pixels: Array) -> Array:
     """Fourier transforms of real maps over their last three axes, the half with fx ≥ 0: (…, nz, ny, nx // 2 + 1)."""
-    xp = array_namespace(pixels)
-    if not is_numpy_array(pixels):
-        return xp.fft.rfftn(pixels, axes=(-3, -2, -1))
-    ducc = _ducc0() if pixels.size else None
-    if ducc is not None:
-        return ducc.r2c(pixels, axes=tuple(range(pixels.ndim - 3, pixels.ndim)), nthreads=map_threads())
-    return scipy.fft.rfftn(pixels, axes=(-3, -2, -1), workers=map_threads())
+    return _forward(pixels, 3, map_threads())
 
 
 def irfftn(spectrum: Array, nx: int, out: Array | None = None) -> Array:
-    """Real maps with ``nx`` columns from `rfftn`'s half of their spectrum, which is overwritten.
+    """Real maps with ``nx`` columns from `rfftn`'s half of their spectrum, which is overwritten; else as `irfft2`."""
+    return _back(spectrum, 3, nx, out, map_threads())
 
-    Parameters
-    ----------
-    spectrum
-        Shape (…, nz, ny, nx // 2 + 1), Hermitian where it meets its own mirror image: in column 0 and, for even ``nx``,
-        in the last.
-    nx
-        Columns.
-    out
-        Where to put the maps; else a new array.
-    """
-    xp = array_namespace(spectrum)
-    ducc = _ducc0() if is_numpy_array(spectrum) and spectrum.size else None
+
+def _forward(pixels: Array, dimensions: int, threads: int) -> Array:
+    axes = tuple(range(pixels.ndim - dimensions, pixels.ndim))
+    if not is_numpy_array(pixels):
+        return array_namespace(pixels).fft.rfftn(pixels, axes=axes)
+    ducc = _ducc0() if pixels.size else None  # it takes no empty arrays
     if ducc is not None:
-        return ducc.c2r(
-            spectrum,
-            axes=tuple(range(spectrum.ndim - 3, spectrum.ndim)),
-            lastsize=nx,
-            forward=False,
-            inorm=2,
-            out=out,
-            nthreads=map_threads(),
-            allow_overwriting_input=True,
-        )
-    if is_numpy_array(spectrum):
-        columns = scipy.fft.ifftn(spectrum, axes=(-3, -2), overwrite_x=True, workers=map_threads())
-        maps = scipy.fft.irfft(columns, n=nx, axis=-1, workers=map_threads())
+        return ducc.r2c(pixels, axes=axes, nthreads=threads)
+    rows = scipy.fft.rfft(pixels, axis=-1, workers=threads)
+    return scipy.fft.fftn(rows, axes=axes[:-1], overwrite_x=True, workers=threads)
+
+
+def _back(spectrum: Array, dimensions: int, nx: int, out: Array | None, threads: int) -> Array:
+    axes = tuple(range(spectrum.ndim - dimensions, spectrum.ndim))
+    if not is_numpy_array(spectrum):
+        sides = (*(int(side) for side in spectrum.shape[-dimensions:-1]), nx)
+        pixels = array_namespace(spectrum).fft.irfftn(spectrum, s=sides, axes=axes)
     else:
-        sides = (int(spectrum.shape[-3]), int(spectrum.shape[-2]), nx)
-        maps = xp.fft.irfftn(spectrum, s=sides, axes=(-3, -2, -1))
+        ducc = _ducc0() if spectrum.size else None
+        if ducc is not None:
+            return ducc.c2r(
+                spectrum,
+                axes=axes,
+                lastsize=nx,
+                forward=False,
+                inorm=2,
+                out=out,
+                nthreads=threads,
+                allow_overwriting_input=True,
+            )
+        columns = scipy.fft.ifftn(spectrum, axes=axes[:-1], overwrite_x=True, workers=threads)
+        pixels = scipy.fft.irfft(columns, n=nx, axis=-1, workers=threads)
     if out is None:
-        return maps
-    out[...] = maps
+        return pixels
+    out[...] = pixels
     return out
 
 

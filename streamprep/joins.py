@@ -1,4 +1,5 @@
-"""Which tables belong to which micrograph or stack: the decision, from names alone. What follows is the ledger's.
+"""Which tables belong to which micrograph or stack: the decision, from names and places. What follows is the
+ledger's.
 
 The answer depends on what is there and never on the order in which it came.
 """

@@ -347,6 +347,29 @@ class Context:
     """Record that some images are odd: a boolean array, one per image, and what is said of them. What is counted over
     all parts of the item becomes one warning, such as "2 of 50 particle images are constant"."""
 
+    def read_mask(self, path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """A mask for pixels of this shape, on the host.
+
+        Raises
+        ------
+        InputError
+            It cannot be read, has another shape, or holds values that are not finite. Names the operation.
+        """
+        if self.read_image is None:
+            raise InputError(path, f"{self.operation}: no mask can be read here")
+        try:
+            mask = np.asarray(self.read_image(path), np.float32)
+        except OSError as error:
+            raise InputError(path, f"{self.operation}: the mask cannot be read: {error.strerror}") from error
+        if mask.shape != shape:
+            sizes = [" × ".join(str(side) for side in reversed(sides)) for sides in (mask.shape, shape)]
+            raise InputError(
+                path, f"{self.operation}: the mask is {sizes[0]} voxels, its map {sizes[1]}; allowed: the same size"
+            )
+        if not np.isfinite(mask).all():
+            raise InputError(path, f"{self.operation}: the mask holds values that are not finite; allowed: 0 to 1")
+        return mask
+
     def rng(self, *keys: int | str) -> np.random.Generator:
         """A random generator that depends on the seed, the operation, the item and ``keys`` only.
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from array_api_compat import device as array_device
 from pydantic import Field
 
@@ -141,19 +140,7 @@ def laplacian_map(map: Map, params: Laplacian, ctx: Context) -> Map:  # noqa: A0
     mask = None
     if params.mask is not None:
         path = Path(params.mask)
-        if ctx.read_image is None:
-            raise InputError(path, "laplacian: masks cannot be read here")
-        try:
-            voxels = ctx.read_image(path)
-        except OSError as error:
-            raise InputError(path, f"laplacian: the mask cannot be read: {error.strerror}") from error
-        shape = tuple(int(side) for side in map.pixels.shape)
-        if voxels.shape != shape:
-            raise InputError(
-                path, f"laplacian: a mask of shape {voxels.shape} for a map of {shape}; they must be equal"
-            )
-        if not np.isfinite(voxels).all():
-            raise InputError(path, "laplacian: the mask holds values that are not finite; allowed: 0 to 1")
+        voxels = ctx.read_mask(path, tuple(int(side) for side in map.pixels.shape))
         if not (voxels < 0.5).any():
             raise InputError(path, "laplacian: no voxel is outside this mask (below 0.5); the percentile needs some")
         mask = array_namespace(map.pixels).asarray(voxels, device=array_device(map.pixels))

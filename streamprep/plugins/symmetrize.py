@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from array_api_compat import device as array_device
 from pydantic import Field, field_validator, model_validator
 
 from streamprep import Context, InputError, Map, Params, operation
 from streamprep.arrays import array_namespace, in_slabs
+from streamprep.em.grey_values import is_finite
 from streamprep.em.helix import helical_average
 from streamprep.em.interpolation import (
     Spline,
@@ -212,9 +212,12 @@ def symmetrize_map(map: Map, params: Symmetrize, ctx: Context) -> Map:  # noqa: 
     """Average a map over a symmetry group."""
     pixels = map.pixels
     xp = array_namespace(pixels)
-    if not all(in_slabs(lambda first, stop: bool(xp.all(xp.isfinite(pixels[first:stop, ...]))), pixels)):
+    if not is_finite(pixels):
         raise InputError(ctx.item.path, "symmetrize: the map holds values that are not finite (NaN or infinite)")
-    mask = None if params.mask is None else _read_mask(Path(params.mask), pixels, ctx)
+    mask = None
+    if params.mask is not None:
+        voxels = ctx.read_mask(Path(params.mask), tuple(int(side) for side in pixels.shape))
+        mask = xp.asarray(voxels, device=array_device(pixels))
     try:
         if params.rise_angstrom is not None and params.twist_deg is not None:
             kind, n = (params.helix_group or "c1")[0], int((params.helix_group or "c1")[1:])
@@ -235,19 +238,3 @@ def symmetrize_map(map: Map, params: Symmetrize, ctx: Context) -> Map:  # noqa: 
         copies = len(point_group(params.group)) if params.aggregation == "sum" else 1
         made = blend(made, pixels if copies == 1 else pixels * copies, mask)
     return map.with_pixels(made)
-
-
-def _read_mask(path: Path, pixels: Array, ctx: Context) -> Array:
-    if ctx.read_image is None:
-        raise InputError(path, "symmetrize: no mask can be read here")
-    try:
-        mask = np.asarray(ctx.read_image(path))
-    except OSError as error:
-        raise InputError(path, f"symmetrize: the mask cannot be read: {error.strerror}") from error
-    if mask.shape != tuple(pixels.shape):
-        sizes = [" × ".join(str(int(side)) for side in reversed(shape)) for shape in (mask.shape, pixels.shape)]
-        raise InputError(path, f"symmetrize: the mask is {sizes[0]} voxels, its map {sizes[1]}; allowed: the same size")
-    mask = mask.astype(np.float32)
-    if not np.isfinite(mask).all():
-        raise InputError(path, "symmetrize: the mask holds values that are not finite; allowed: 0 to 1")
-    return array_namespace(pixels).asarray(mask, device=array_device(pixels))

@@ -80,7 +80,7 @@ def test_agrees_with_the_old_programs(golden: Path, expected: str) -> None:
 def test_a_mask_that_does_not_fit_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mask.mrc"
     for voxels, said in (
-        (np.zeros((4, 4, 4), np.int8), r"mask\.mrc: laplacian: a mask of shape \(4, 4, 4\) for a map of \(8, 8, 8\)"),
+        (np.zeros((4, 4, 4), np.int8), r"mask\.mrc: laplacian: the mask is 4 × 4 × 4 voxels, its map 8 × 8 × 8"),
         (np.ones((8, 8, 8), np.int8), r"mask\.mrc: laplacian: no voxel is outside this mask"),
     ):
         mrc_output.write(path, voxels, pixel_size_angstrom=2, stack=False)
