@@ -160,7 +160,7 @@ def apply(
         read_image=lambda path: mrc.read(path).pixels,
         sample_images=sample_images,
     )
-    files = _Files(target, source)
+    files = _Files(target, source, [Path(name) for step in steps for name in step.params.files().values()])
     work = _Work(steps, source, files, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
     try:
         if lane == "particles":
@@ -180,9 +180,10 @@ def apply(
 class _Files:
     """Where results are written, and the names that they get when they are whole."""
 
-    def __init__(self, target: Path, source: Path) -> None:
+    def __init__(self, target: Path, source: Path, read: Sequence[Path]) -> None:
         self._target = target
         self._source = source
+        self._read = read
         self._finals: dict[Path, Path] = {}
         self.main = self._unfinished(target)
 
@@ -192,6 +193,9 @@ class _Files:
         if final.exists() and (not final.is_file() or final.samefile(self._source)):
             what = "the input" if final.is_file() else "no regular file"
             raise ConfigError(f"{final}: the {name} of {self._target.name} would be written here, but this is {what}")
+        if any(final.exists() and read.exists() and final.samefile(read) for read in self._read):
+            said = f"{final}: the {name} of {self._target.name} would be written here, over a file that was read"
+            raise ConfigError(f"{said}; give another output")
         return self._unfinished(final)
 
     def _unfinished(self, final: Path) -> Path:

@@ -221,13 +221,23 @@ class Committer:
         with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
             self._write_item_files()
 
+    def withdraw(self, staged: Sequence[Staged]) -> None:
+        """Move aside what a commit placed that is not to be tried again."""
+        for file in (file for part in staged for file in part.files):
+            path = self.output / file.final
+            with contextlib.suppress(OSError):
+                if path.is_file() and not self._ledger.has_shard(file.final):
+                    _files.move_aside(path, self.orphans)
+
     def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
         if final.exists():
             if not staged.exists() and final.stat().st_size == size and _files.crc32_of(final) == crc32:
                 _files.fsync_folder(final.parent)  # placed by an earlier try of this commit, durably or not
                 return
             if self._ledger.has_shard(final.relative_to(self.output).as_posix()):
-                raise LedgerError(f"{final}: this name is taken by another item's stack")
+                raise LedgerError(
+                    f"{final}: this name is taken by what was made of another item; rename one of the two"
+                )
             _files.move_aside(final, self.orphans)
         if not staged.exists():
             raise LedgerError(f"{staged}: the staged file is gone")

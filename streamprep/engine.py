@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +141,7 @@ class Engine:
         self._roots = {source.label: source.root for source in self.ledger.sources()}
         self._flipped = {source.label for source in self.sources if source.flip_y}
         self._roots.update((source.label, source.root) for source in self.sources)
+        self._roots[""] = Path("/")  # of files that are known by their whole path
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         self.committer = Committer(
             self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
@@ -164,10 +165,10 @@ class Engine:
         self._parts: dict[int, tuple[tuple[Path, Identity | None], ...]] = {}
         """What belonged to each table when it was last looked at."""
         self._named = named_files(config, plan)
-        self._awaited = {path: text for path, text in self._named.items() if not self._is_whole(path)}
-        require_named_files(self.ledger, self._awaited)
-        self._seen: dict[Path, Identity | None] = {}
-        """The files that maps wait for, as they were when they were last looked for."""
+        self._named_places = {os.path.realpath(path) for path in self._named}
+        self._seen = {path: identity_or_none(path) for path in self._named}
+        """The files that operations on maps name, as they were when they were last looked for."""
+        self._require_named()
         self._found: list[tuple[int, str]] = []
         self._homes: dict[Path, set[str]] = {}
         self._executor: Executor | None = None
@@ -345,6 +346,10 @@ class Engine:
             kind = "coordinates" if ending in formats.TABLE_ENDINGS else "micrograph"
         if problem is None and kind in ("micrograph", "map") and self._is_named_stack(arrival, kind):
             kind = "particles"  # whatever its header says
+        if problem is None and kind == "map" and os.path.realpath(arrival.path) in self._named_places:
+            said = "an operation on maps uses it; it is none of the maps to process"
+            self.ledger.ignore(arrival.source.label, arrival.relative, arrival.identity, self._now(), said)
+            return
         if problem is None and self._is_moved(arrival, kind):
             return
         if problem is None and kind == "particles" and self._is_watched_otherwise(arrival):
@@ -395,21 +400,23 @@ class Engine:
                 self.ledger.file_gone(file.id)
         self._look_for_stacks = True
         self._look_for_parts()
-        self._look_for_awaited()
+        self._look_for_named()
 
-    def _look_for_awaited(self) -> None:
-        """Let maps wait for the files that their operations name, until those are whole and at rest between scans."""
-        seen = {path: identity_or_none(path) for path in self._named}
-        awaited = {
-            path: text
-            for path, text in self._named.items()
-            if not self._is_whole(path) or (path in self._awaited and self._seen.get(path) != seen[path])
-        }
-        self._seen = seen
-        if awaited.keys() != self._awaited.keys():
-            self._awaited = awaited
-            require_named_files(self.ledger, awaited)
-            self.ledger.join_all()
+    def _look_for_named(self) -> None:
+        """Maps wait for the files that their operations name, until those are whole and at rest between two scans.
+
+        They are made anew when such a file is another one by then.
+        """
+        if not self._named:
+            return
+        before, self._seen = self._seen, {path: identity_or_none(path) for path in self._named}
+        self._require_named({path for path in self._named if self._seen[path] != before[path]})
+        self.ledger.join_all()
+        self.ledger.join_waiting("map")
+
+    def _require_named(self, changing: Collection[Path] = ()) -> None:
+        awaited = {path: said for path, said in self._named.items() if path in changing or not self._is_whole(path)}
+        require_named_files(self.ledger, awaited, self._seen)
 
     def _is_whole(self, path: Path) -> bool:
         try:
@@ -603,6 +610,7 @@ class Engine:
             except (LedgerError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
                     raise
+                self.committer.withdraw(outcome.staged)
                 outcome = Outcome("failed", f"its results cannot be stored: {error}", "a sink")
                 self._job_failed(job, outcome, now)
             else:

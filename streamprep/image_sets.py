@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from streamprep import formats
 from streamprep.formats import mrc, spider
-from streamprep.model import Entry, Image, ImageSample, InputError, ParticleRows
+from streamprep.model import Entry, Image, ImageSample, IncompleteError, InputError, ParticleRows
 from streamprep.stacks import NamedStacks
 
 _UNKNOWN_ANGSTROM = 1.0
@@ -38,8 +38,10 @@ def sample_images(path: Path, most: int, rng: np.random.Generator) -> ImageSampl
     Raises
     ------
     InputError
-        The file, or a stack that it names, is not there or cannot be read; it holds no image; the images drawn are not
+        The file is not there; it, or a stack that it names, cannot be read; it holds no image; the images drawn are not
         all of one size and pixel size.
+    IncompleteError
+        A stack that it names is not there, or not whole, or holds fewer images so far.
 
     Notes
     -----
@@ -69,6 +71,7 @@ def _from_table(path: Path, entries: list[Entry], most: int, rng: np.random.Gene
         rows = said[number][1]
         mine = chosen[of_entry == number] - (ends[number] - len(rows))
         parts.append(_rows(rows, mine))
+        _need_whole(path, places[number])
         with _opened(places[number]) as stack:
             headers.add(stack.pixel_size_angstrom)
             pixels += [stack.image(path, index) for index in rows.image_index[mine].tolist()]
@@ -112,12 +115,19 @@ def _places(path: Path, names: list[str], wanted: set[int]) -> dict[int, Path]:
     found, _ = finder.look()
     places = {number: Path(place) for number, place in found}
     for number in sorted(wanted - set(places)):
-        raise InputError(
+        raise IncompleteError(
             path,
             f"it names {names[number]}, and there is no such file; names are absolute, or relative to the folder of "
             "the table or to one above it",
         )
     return places
+
+
+def _need_whole(path: Path, stack: Path) -> None:
+    with stack.open("rb") as file:
+        lacking = formats.missing_part(stack, stack.stat().st_size, file.read(formats.HEAD_BYTES))
+    if lacking:
+        raise IncompleteError(path, f"it names {stack}, which is not whole: {lacking}")
 
 
 class _Stack:
@@ -138,7 +148,7 @@ class _Stack:
 
     def image(self, table: Path, index: int) -> npt.NDArray[np.float32]:
         if index >= len(self):
-            raise InputError(table, f"it names image {index + 1} of {self._path}, which holds {len(self)}")
+            raise IncompleteError(table, f"it names image {index + 1} of {self._path}, which holds {len(self)}")
         made = np.empty((1, *self._shape[1:]), np.float32)
         if self._reader is None:
             made[0] = self._pixels[index]

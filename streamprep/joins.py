@@ -43,8 +43,8 @@ class Match:
 _NOWHERE: Mapping[JobInput, str] = {}
 
 
-def mask_digest(identity: Identity) -> str:
-    """Stands for a mask's pixels."""
+def file_digest(identity: Identity) -> str:
+    """Stands for what a file holds that is used as it is, such as a mask's pixels."""
     return f"{identity.size}-{identity.mtime_ns}-{identity.inode}"
 
 

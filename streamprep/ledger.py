@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from streamprep.joins import JobInput, Match, join, mask_digest
+from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
@@ -210,6 +210,7 @@ class Ledger:
         self._suffixes: tuple[str, ...] = ()
         self._required: dict[Kind, dict[Kind, str]] = {}
         self._optional: dict[Kind, tuple[Kind, ...]] = {}
+        self._given: dict[Kind, tuple[JobInput, ...]] = {}
         self.looked_up_to = 0
         """Where the next `looked_for` goes on."""
         self.changes = 0
@@ -425,11 +426,18 @@ class Ledger:
         ).fetchone()
         return None if row is None else os.fsdecode(row[0])
 
-    def ignore(self, source: str, path: str, identity: Identity, now: float) -> None:
-        """Record a file that nobody knows, so that scans pass over it."""
+    def ignore(
+        self,
+        source: str,
+        path: str,
+        identity: Identity,
+        now: float,
+        reason: str = "no reader knows this kind of file",
+    ) -> None:
+        """Record a file that nothing is made of, so that scans pass over it."""
         file = self.notice(source, path, identity, "other", now)
         if file is not None:
-            self.file_failed(file.id, "no reader knows this kind of file", final=True, state="rejected")
+            self.file_failed(file.id, reason, final=True, state="rejected")
 
     def twins(self, source: str, path: str, identity: Identity, kind: Kind) -> list[FileRow]:
         """Newest generations of other paths with this stem and this very identity: it may have been one of them."""
@@ -612,7 +620,7 @@ class Ledger:
 
     def mask_found(self, file: FileRow) -> None:
         """Record a mask as an entry of its own, and join."""
-        self.table_read(file.id, [EntryRow("mask", file.path, mask_digest(file.identity), 1)])
+        self.table_read(file.id, [EntryRow("mask", file.path, file_digest(file.identity), 1)])
 
     def table_waits(self, file: int, reason: str) -> None:
         """Record that a table cannot be read without another file; it stays to be read.
@@ -719,12 +727,20 @@ class Ledger:
 
     # --- joins ---
 
-    def require(self, kinds: Mapping[Kind, str], of: Kind = "micrograph", optional: Sequence[Kind] = ()) -> None:
+    def require(
+        self,
+        kinds: Mapping[Kind, str],
+        of: Kind = "micrograph",
+        optional: Sequence[Kind] = (),
+        given: Sequence[JobInput] = (),
+    ) -> None:
         """Say which kinds of entries a micrograph (or a stack) needs before a job is made of it, and their names.
 
-        Those that are ``optional`` are used where they are there.
+        Those that are ``optional`` are used where they are there; what is ``given`` is an input of every job, so that
+        all are made anew where its digest changes.
         """
         self._required[of], self._optional[of] = dict(sorted(kinds.items())), tuple(optional)
+        self._given[of] = tuple(given)
 
     def item_found(self, file: FileRow) -> None:
         """Join a new micrograph, or a new stack, with what is known about it."""
@@ -733,12 +749,20 @@ class Ledger:
 
     def join_all(self) -> None:
         """Match everything anew where what is needed, or how names are matched, is not what it was at the last time."""
-        text = json.dumps([self._required, self._suffixes])
+        given = {kind: [(made.kind, made.digest) for made in inputs] for kind, inputs in self._given.items()}
+        text = json.dumps([self._required, self._suffixes, given])
         if self.get("joined") == text:
             return
         with self.transaction():
             self.put("joined", text)
             for (key,) in self._db.execute(f"SELECT DISTINCT key FROM files WHERE kind IN {_ITEMS}").fetchall():
+                self._join(key)
+
+    def join_waiting(self, kind: Kind) -> None:
+        """Match the items of a kind that wait anew: what one of them could not be processed without may be there."""
+        waiting = self._db.execute("SELECT DISTINCT key FROM files WHERE kind = ? AND state = 'ready'", (kind,))
+        with self.transaction():
+            for (key,) in waiting.fetchall():
                 self._join(key)
 
     def _join(self, key: str) -> None:
@@ -788,7 +812,7 @@ class Ledger:
                 lost = {entry for entry, owner in owners.items() if owner is not None and owner != index}
                 self._wait(file, key, match, lost)
             else:
-                self._make_job(file, match)
+                self._make_job(file, (*match.inputs, *self._given[kind]))
 
     def _real_path(self, file: FileRow) -> str:
         return os.path.realpath(self._roots.get(file.source, Path("/", file.source)) / file.path)
@@ -831,10 +855,11 @@ class Ledger:
         ).fetchone()
         return table is not None and table[0] == "done" and not table[1]
 
-    def _make_job(self, file: FileRow, match: Match) -> None:
-        signature = json.dumps([file.id, [(made.kind, made.digest) for made in match.inputs]])
-        described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in match.inputs]
-        inputs = json.dumps(described)
+    def _make_job(self, file: FileRow, made_of: Sequence[JobInput]) -> None:
+        signature = json.dumps([file.id, [(made.kind, made.digest) for made in made_of]])
+        inputs = json.dumps(
+            [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in made_of]
+        )
         last = self._db.execute(
             "SELECT generation, signature, state, inputs FROM jobs WHERE item = ? ORDER BY generation DESC LIMIT 1",
             (file.item,),
@@ -842,7 +867,7 @@ class Ledger:
         # what is not done is made anew where another table says the same: its own may be gone
         same = last is not None and last[1] == signature and (last[2] == "done" or last[3] == inputs)
         origin = next(
-            (json.dumps([made.table, made.name]) for made in match.inputs if made.kind in ("coordinates", "rows")), None
+            (json.dumps([made.table, made.name]) for made in made_of if made.kind in ("coordinates", "rows")), None
         )
         if same and last[2] != "superseded":
             self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from pydantic import ValidationError
 
 from streamprep.arrays import Backend, array_namespace, images_in_part, to_host, writable
 from streamprep.config import Config, explain
+from streamprep.em.grey_values import grey_range
 from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
 from streamprep.model import (
     Array,
     ConfigError,
     Context,
     Coordinates,
+    InputError,
     Item,
     Kind,
     Label,
@@ -38,6 +42,9 @@ from streamprep.model import (
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
 Timer = Callable[[str], AbstractContextManager[None]]
+
+LARGEST_GREY = 1e18
+"""Absolute value of a voxel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,7 +576,17 @@ def _check_square(step: Step, made: Particles) -> None:
 
 
 def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_timer) -> Map:
-    """Run the map operations on one map, on the backend that its pixels are on."""
+    """Run the map operations on one map, on the backend that its pixels are on.
+
+    Raises
+    ------
+    InputError
+        It holds values that are not finite or above `LARGEST_GREY`, or the operations make such values of them.
+    OperationError
+        An operation returns something of a wrong type or shape.
+    """
+    path = context.item.path
+    _check_grey_range(path, volume.pixels, "it holds values")
     for step in plan.lane("maps"):
         size = int(volume.pixels.shape[-1])
         check_params(step, size_px=size, pixel_size_angstrom=volume.pixel_size_angstrom, where=str(context.item.path))
@@ -579,7 +596,21 @@ def run_map(plan: Plan, volume: Map, context: Context, *, timer: Timer = _no_tim
         if len(made.pixels.shape) != 3:
             raise OperationError(step.name, f"returned a map of shape {tuple(made.pixels.shape)}")
         volume = made
+    names = ", ".join(step.name for step in plan.lane("maps"))
+    _check_grey_range(path, volume.pixels, f"{names}: the map has afterwards values")
     return volume
+
+
+def _check_grey_range(path: Path, pixels: Array, what: str) -> None:
+    least, greatest = grey_range(pixels)
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        raise InputError(path, f"{what} that are not finite (NaN or infinite)")
+    if max(-least, greatest) > LARGEST_GREY:
+        raise InputError(
+            path,
+            f"{what} from {least:.3g} to {greatest:.3g}; allowed are up to ±{LARGEST_GREY:g}, as squares of larger "
+            "ones are no float32 numbers",
+        )
 
 
 def run_volume(

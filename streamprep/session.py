@@ -14,8 +14,9 @@ from typing import IO
 
 from streamprep.committer import STATE_FOLDER
 from streamprep.config import Config
+from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import Ledger, SourceRow
-from streamprep.model import ConfigError, Kind
+from streamprep.model import ConfigError, Identity, Kind
 from streamprep.naming import safe_part, unique_label
 from streamprep.pipeline import Plan, optional_kinds, required_kinds
 from streamprep.watcher import Source, file_system_of, is_remote
@@ -282,9 +283,17 @@ def named_files(config: Config, plan: Plan) -> dict[Path, str]:
     }
 
 
-def require_named_files(ledger: Ledger, awaited: Mapping[Path, str]) -> None:
-    """Have maps wait for files, or for none. It is not the ledger that learns of them: no table is called so."""
-    ledger.require({"other": " and ".join(awaited.values())} if awaited else {}, of="map")
+def require_named_files(ledger: Ledger, awaited: Mapping[Path, str], found: Mapping[Path, Identity | None]) -> None:
+    """Have maps wait for files, or for none, and be made of all that were found.
+
+    It is not the ledger that learns of the files: no table is called so.
+    """
+    given = [
+        JobInput("other", "", str(path), path.name, file_digest(identity))
+        for path, identity in found.items()
+        if identity is not None
+    ]
+    ledger.require({"other": " and ".join(awaited.values())} if awaited else {}, of="map", given=given)
 
 
 def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
@@ -315,8 +324,6 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
     for kind, needed in required_kinds(config, plan).items():
         ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
-    missing = {path: text for path, text in named_files(config, plan).items() if not path.is_file()}
-    require_named_files(ledger, missing)
     if _plan_hash_of(output) != plan.hash:
         described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
         written = output / STATE_FOLDER / ".plan.json.tmp"

@@ -33,7 +33,7 @@ from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
 from streamprep.image_sets import sample_images
-from streamprep.joins import JobInput, mask_digest
+from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import EntryRow
 from streamprep.model import (
     Coordinates,
@@ -41,6 +41,7 @@ from streamprep.model import (
     Entry,
     Identity,
     Image,
+    ImageSample,
     IncompleteError,
     InputError,
     Item,
@@ -343,25 +344,36 @@ def _process(
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", f"the {job.item.kind} file changed while it was read")
     job.folder.mkdir(parents=True)
-    entries = {made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind != "mask"}
+    used_as_they_are = ("mask", "other")
+    entries = {
+        made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind not in used_as_they_are
+    }
     found = {kind: entry.data for kind, entry in entries.items()}
-    masks = {path: made for made, path in job.inputs if made.kind == "mask"}
+    files = {path: made for made, path in job.inputs if made.kind in used_as_they_are}
 
-    def read_image(path: Path) -> np.ndarray[Any, Any]:
-        path = worker.config.resolve(str(path))
+    @contextlib.contextmanager
+    def reading(name: Path) -> Iterator[Path]:
+        path = worker.config.resolve(str(name))
         try:
-            pixels = np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
+            yield path
         finally:
-            if path in masks:
-                _check_mask(masks[path], path)
-        return pixels
+            if path in files:
+                _check_file(files[path], path)
+
+    def read_image(name: Path) -> np.ndarray[Any, Any]:
+        with reading(name) as path:
+            return np.asarray(worker.plugins.hook.read_item(item=Item("mask", path.stem, path)).pixels)
+
+    def read_sample(name: Path, most: int, rng: np.random.Generator) -> ImageSample:
+        with reading(name) as path:
+            return sample_images(path, most, rng)
 
     context = context_for(
         worker.plan,
         job.item,
-        companions={wanted.kind: path for wanted, path in job.inputs},
+        companions={wanted.kind: path for wanted, path in job.inputs if wanted.kind != "other"},
         read_image=read_image,
-        sample_images=lambda path, most, rng: sample_images(worker.config.resolve(str(path)), most, rng),
+        sample_images=read_sample,
         warn=heard["warn"].append,
         note=heard["note"].append,
         remark=heard["remark"].append,
@@ -413,13 +425,13 @@ def _companion(worker: _Worker, made: JobInput, path: Path) -> Entry:
     raise _Stale(made, f"{path} no longer says of {made.name} what it said")
 
 
-def _check_mask(made: JobInput, path: Path) -> None:
+def _check_file(made: JobInput, path: Path) -> None:
     try:
-        digest = mask_digest(identity_at(path))
+        digest = file_digest(identity_at(path))
     except OSError as error:
         raise _Stale(made, f"{path}: {error.strerror}") from error
     if digest != made.digest:
-        raise _Stale(made, f"{path} is not the mask that it was")
+        raise _Stale(made, f"{path} is not the file that it was")
 
 
 def make_micrograph(config: Config, job: ItemJob, image: Image, fitted: Entry | None) -> Micrograph:
@@ -451,7 +463,7 @@ def make_map(config: Config, job: ItemJob, image: Image) -> Map:
     Raises
     ------
     InputError
-        It has no three dimensions, its pixel size is unknown, or it holds values that are not finite.
+        It has no three dimensions, its pixel size is unknown, or it holds complex numbers.
     """
     path = job.item.path
     pixels = image.pixels if image.pixels.ndim == 3 else image.pixels[None]
@@ -460,8 +472,6 @@ def make_map(config: Config, job: ItemJob, image: Image) -> Map:
     pixel_size = image.pixel_size_angstrom or config.optics.pixel_size_angstrom
     if not pixel_size:
         raise InputError(path, "its header has no pixel size; set [optics] pixel_size_angstrom")
-    if not all(np.isfinite(section.sum(dtype=np.float64)) for section in pixels):
-        raise InputError(path, "it holds values that are not finite (NaN or infinite)")
     return Map(job.name, pixels.astype(np.float32, copy=False), pixel_size)
 
 

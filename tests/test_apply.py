@@ -169,6 +169,27 @@ def test_a_mask_never_takes_the_place_of_the_input(run: Apply, tmp_path: Path) -
     assert (tmp_path / "out_mask_mask.mrc").exists()
 
 
+def test_a_mask_never_takes_the_place_of_one_that_was_read(run: Apply, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    for name in ("map.mrc", "out_mask.mrc"):
+        mrc_output.write(tmp_path / name, voxels, pixel_size_angstrom=1.5, stack=False)
+    before = (tmp_path / "out_mask.mrc").read_bytes()
+    mask = f"laplacian.mask={tmp_path / 'out_mask.mrc'}"
+    with pytest.raises(ConfigError, match=r"out_mask\.mrc: .* over a file that was read; give another output"):
+        run("laplacian,segment", mask, "segment.save_mask=true", source=tmp_path / "map.mrc", target="out.mrc")
+    assert (tmp_path / "out_mask.mrc").read_bytes() == before
+    assert not (tmp_path / "out.mrc").exists()
+
+
+@pytest.mark.parametrize("name", ["randomize_phases", "laplacian", "normalize_background", "invert", "threshold"])
+def test_maps_with_values_that_cannot_be_squared_are_refused(run: Apply, tmp_path: Path, name: str) -> None:
+    voxels = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32) * np.float32(1e30)
+    mrc_output.write(tmp_path / "map.mrc", voxels, pixel_size_angstrom=1.5, stack=False)
+    with pytest.raises(InputError, match=r"map\.mrc: it holds values from .*; allowed are up to ±1e\+18"):
+        run(name, source=tmp_path / "map.mrc", target="out.mrc")
+    assert not (tmp_path / "out.mrc").exists()
+
+
 def test_a_map_of_any_kind_of_voxels_is_read_in_slabs(run: Apply, tmp_path: Path) -> None:
     voxels = np.random.default_rng(0).integers(-99, 99, (70, 64, 65)).astype(np.int16)
     for dtype in (np.int8, np.int16, np.float32):

@@ -21,6 +21,7 @@ from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
 from streamprep.testing import tiny_map
 from streamprep.workers import InlineExecutor
+from tests.outputs import check_invariants
 
 
 @pytest.fixture
@@ -154,6 +155,94 @@ def test_maps_wait_until_a_mask_that_is_being_copied_is_whole(folder: Path) -> N
     assert once(folder, "maps.laplacian.mask=m.mrc").jobs == {"done": 1}
 
 
+def test_maps_are_made_anew_when_the_mask_is_rewritten(folder: Path) -> None:
+    volume = tiny_map(16, 3).pixels
+    put(folder, "a.mrc", volume)
+    mask = put(folder, "../m.mrc", np.zeros((16, 16, 16), np.float32))
+    changes = ("maps.symmetrize.group=c2", "maps.symmetrize.mask=m.mrc", "maps.invert.order=1")
+    assert once(folder, *changes).jobs == {"done": 1}
+    output = folder / "streamprep_out/maps/Maps"
+    np.testing.assert_allclose(mrc.read(output / "a.mrc").pixels, -volume, atol=1e-6)  # the mask leaves all as it is
+    assert once(folder, *changes).jobs == {"done": 1}
+    assert not (output / "a~2.mrc").exists()
+    put(folder, "../m.mrc", np.ones((16, 16, 16), np.float32))
+    os.utime(mask, ns=(1, 1))
+    assert once(folder, *changes).jobs == {"done": 1, "superseded": 1}
+    done = mrc.read(output / "a~2.mrc").pixels
+    turned = np.roll(np.flip(done, (1, 2)), (1, 1), (1, 2))
+    np.testing.assert_allclose(done[:, 1:, 1:], turned[:, 1:, 1:], atol=1e-5)
+    check_invariants(folder / "streamprep_out")
+
+
+def test_what_is_done_stays_when_the_mask_goes(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    mask = put(folder, "../m.mrc", np.zeros((16, 16, 16), np.float32))
+    once(folder, "maps.laplacian.mask=m.mrc")
+    mask.unlink()
+    put(folder, "b.mrc", tiny_map(16, 4).pixels)
+    last = once(folder, "maps.laplacian.mask=m.mrc")
+    assert (last.jobs, last.waiting_count) == ({"done": 1}, 1)
+
+
+def test_a_map_that_failed_for_its_mask_is_tried_again_with_another(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    put(folder, "../m.mrc", np.zeros((12, 12, 12), np.float32))
+    last = once(folder, "maps.laplacian.mask=m.mrc")
+    assert last.jobs == {"failed": 1}
+    assert "12" in last.failures[0]["reason"]
+    put(folder, "../m.mrc", np.zeros((16, 16, 16), np.float32))
+    assert once(folder, "maps.laplacian.mask=m.mrc").jobs == {"done": 1, "superseded": 1}
+
+
+def test_a_mask_in_a_watched_folder_is_no_map_to_process(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    put(folder, "m.mrc", np.zeros((16, 16, 16), np.float32))
+    last = once(folder, "maps.laplacian.mask=Maps/m.mrc")
+    assert (last.jobs, last.failed, last.unknown_files) == ({"done": 1}, 0, 1)
+    assert not (folder / "streamprep_out/maps/Maps/m.mrc").exists()
+
+
+def images_with_table(folder: Path, stack: str) -> Path:
+    """A table of 4 images of size 16; their stack is not there yet."""
+    names = [f"{number}@{stack}" for number in range(1, 5)]
+    table = folder / "images.star"
+    table.write_text(
+        "data_optics\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n1 1.5\n\n"
+        "data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n" + "".join(f"{name} 1\n" for name in names)
+    )
+    return table
+
+
+def test_maps_wait_for_the_stacks_that_a_table_of_images_names(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    images_with_table(folder, "stack.mrcs")
+    changes = ("maps.adjust_gray.images=images.star", "maps.adjust_gray.method=moments")
+    last = once(folder, *changes)
+    assert (last.failed, last.waiting_count) == (0, 1)
+    assert "stack.mrcs" in last.waiting[0][1]
+    stack = np.random.default_rng(1).normal(size=(4, 16, 16)).astype(np.float32)
+    mrc_output.write(folder / "stack.mrcs", stack, pixel_size_angstrom=1.5, stack=True)
+    whole = (folder / "stack.mrcs").read_bytes()
+    (folder / "stack.mrcs").write_bytes(whole[:3000])
+    last = once(folder, *changes)
+    assert (last.failed, last.waiting_count) == (0, 1)
+    assert "not whole" in last.waiting[0][1]
+    (folder / "stack.mrcs").write_bytes(whole)
+    last = once(folder, *changes)
+    assert (last.jobs["done"], last.waiting_count) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["a.mrc", "nan.mrc"])
+def test_values_that_float32_cannot_square_are_refused(folder: Path, name: str) -> None:
+    volume = tiny_map(12).pixels.copy()
+    volume[1, 2, 3] = 3e19 if name == "a.mrc" else np.inf
+    put(folder, name, volume)
+    last = once(folder, "maps.normalize_background.order=2")
+    assert last.jobs == {"failed": 1}
+    said = last.failures[0]["reason"]
+    assert ("3e+19" in said and "1e+18" in said) if name == "a.mrc" else "not finite" in said
+
+
 def test_a_running_session_goes_on_when_the_awaited_file_comes(folder: Path) -> None:
     put(folder, "a.mrc", tiny_map(16, 3).pixels)
     config = load(
@@ -189,6 +278,19 @@ def test_masks_are_maps_of_their_own(folder: Path) -> None:
     assert set(np.unique(mask).tolist()) == {0, 1}
     done = mrc.read(folder / "streamprep_out/maps/Maps/a.mrc").pixels
     assert not done[mask == 0].any()
+
+
+def test_a_map_called_like_the_mask_of_another_has_its_own_name(folder: Path) -> None:
+    put(folder, "a.mrc", tiny_map(16, 1).pixels)
+    put(folder, "a_mask.mrc", tiny_map(16, 2).pixels)
+    assert once(folder, "maps.segment.save_mask=true").jobs == {"done": 2}
+    assert [name for name in written(folder) if name.startswith("maps/")] == [
+        "maps/Maps/a.mrc",
+        "maps/Maps/a_mask.mrc",
+        "maps/Maps/a_mask~1.mrc",
+        "maps/Maps/a_mask~1_mask.mrc",
+    ]
+    check_invariants(folder / "streamprep_out")
 
 
 REAL = ("EMD-3001.map", "EMD-3197.map", "emd_6272_part.mrc")

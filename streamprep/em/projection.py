@@ -421,7 +421,7 @@ def is_point_group(symmetry: str) -> bool:
 
 def _rotations(symmetry: str) -> tuple[str, int] | None:
     name = symmetry.lower()
-    found = re.fullmatch(r"(c|d|s)([1-9][0-9]{0,2})([vh]?)", _ROTATIONS.get(name, name))
+    found = re.fullmatch(r"(c|d|s)([1-9][0-9]{0,1})([vh]?)", _ROTATIONS.get(name, name))
     if found is None:
         return None
     kind, order, mirror = found[1], int(found[2]), found[3]

@@ -140,7 +140,7 @@ def point_group(name: str) -> PointGroup:
 
 def _generators(name: str) -> tuple[list[FloatArray], int]:
     text = name.strip().lower()
-    axial = re.fullmatch(r"([csd])([0-9]+)([vh]?)", text)
+    axial = re.fullmatch(r"([csd])([1-9][0-9]*)([vh]?)", text)
     if text in ("i", "ih"):
         text = text.replace("i", "i2")
     if text == "c1":

@@ -112,6 +112,8 @@ def adjustment(
     xp, place = array_namespace(volume), array_device(volume)
     pixels = xp.asarray(images.pixels, device=place)
     size, count = int(volume.shape[0]), len(images.pixels)
+    mean, _ = _moments(volume)
+    volume = volume - mean  # a large one would leave no digits for the rest
     scores = None
     if orientations is None:
         found = match_projections(
@@ -142,12 +144,24 @@ def adjustment(
         )
         fit.add(pixels[some, ...], projections, unit_projections(size, int(projections.shape[0]), ctfs, flipped))
     solved = fit.solve()
-    return None if solved is None else Adjustment(*solved, scores)
+    if solved is None:
+        return None
+    a, b = solved
+    return Adjustment(a, b - a * mean, scores)
 
 
 @operation("process_map", order=60, params=AdjustGray, name="adjust_gray")
 def adjust_gray(map: Map, params: AdjustGray, ctx: Context) -> Map:  # noqa: A002
-    """Adjust the grey values of a map to a set of images."""
+    """Adjust the grey values of a map to a set of images: V becomes a·V + b.
+
+    With method projection, a and b are the least squares of images ≈ C·P(a·V + b) over all pixels inside the inscribed
+    circle. P projects along the orientation of the image, from the table or estimated: the best of projections over the
+    asymmetric unit, turned in the plane and moved, then refined. C is the image's CTF where it is known, its absolute
+    value where the phases were flipped. The map goes on outside of its box with the mean of its background.
+
+    Maps whose table of images names stacks that are not there wait for them. Images are drawn once per map, by the seed
+    of the session and the map's name.
+    """
     xp = array_namespace(map.pixels)
     shape = tuple(int(side) for side in map.pixels.shape)
     if len(set(shape)) != 1:
@@ -236,6 +250,11 @@ def _by_projection(volume: Map, images: ImageSample, params: AdjustGray, ctx: Co
         orientations = table_orientations(images.columns, volume.pixel_size_angstrom)
     except ValueError as error:
         raise InputError(params.images, str(error)) from error
+    if orientations is None and any(name in images.columns for name in ("rlnAngleRot", "angleRot")):
+        ctx.warn(
+            f"adjust_gray: {params.images} says rot = 0 and tilt = 0 of all images, or does not say tilt or psi; "
+            "orientations are estimated"
+        )
     found = adjustment(
         volume.pixels,
         images,

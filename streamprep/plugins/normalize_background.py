@@ -101,7 +101,7 @@ def normalize_background(pixels: Array, *, radius_px: int = -1) -> Normalized:
     total = float(found[:, 0].sum())
     mean = float(found[:, 0] @ found[:, 1]) / total
     variance = float((found[:, 2] + found[:, 0] * (found[:, 1] - mean) ** 2).sum()) / max(total - 1, 1)
-    std = math.sqrt(variance)
+    std = math.sqrt(max(variance, 0.0))
     constant = not std >= max(CONSTANT_BELOW, ROUNDING * abs(mean))
     scale = 1.0 if constant else 1 / std
     done = xp.empty_like(pixels)

@@ -99,6 +99,8 @@ class Symmetrize(Params):
                 )
         else:
             given = [name for name, value in (helix | {"helix_group": self.helix_group}).items() if value is not None]
+            if "height_fraction" in self.model_fields_set:
+                given.append("height_fraction")
             if given:
                 raise ValueError(f'{" and ".join(given)} belongs to group = "helical", not to {self.group!r}')
         return self

@@ -10,7 +10,6 @@ import numpy as np
 from streamprep.config import Config
 from streamprep.formats import image_ending, mrc_output
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, Table, hookimpl
-from streamprep.model import StreamprepError
 from streamprep.pictures import map_picture
 from streamprep.sinks import _files
 
@@ -29,9 +28,8 @@ class MapSink(Sink):
         made, before = result.map, result.map_before
         if made is None or before is None:
             return Staged()
-        if not all(np.isfinite(section.sum(dtype=np.float64)) for section in made.pixels):
-            raise StreamprepError("the map holds values that are not finite after the operations")
-        version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
+        name = result.item.name  # no item's own name has a ~
+        version = "" if result.generation == 1 and not name.endswith("_mask") else f"~{result.generation}"
         template = result.item.path if image_ending(result.item.path) in TEMPLATES else None
         staged = folder / "map.mrc"
         mrc_output.write(
@@ -44,11 +42,11 @@ class MapSink(Sink):
         picture = folder / "map.png"
         map_picture([before.pixels, made.pixels]).save(picture)
         made_files = [
-            (staged, f"{MAPS}/{result.item.name}{version}.mrc"),
-            (picture, f"{GALLERY}/{result.item.name}{version}.png"),
+            (staged, f"{MAPS}/{name}{version}.mrc"),
+            (picture, f"{GALLERY}/{name}{version}.png"),
         ]
-        for name, mask in made.masks.items():
-            path = folder / f"{name}.mrc"
+        for called, mask in made.masks.items():
+            path = folder / f"{called}.mrc"
             mrc_output.write(
                 path,
                 np.asarray(mask).astype(np.int8),
@@ -56,7 +54,7 @@ class MapSink(Sink):
                 stack=False,
                 template=template,
             )
-            made_files.append((path, f"{MAPS}/{result.item.name}{version}_{name}.mrc"))
+            made_files.append((path, f"{MAPS}/{name}{version}_{called}.mrc"))
         files = []
         for path, final in made_files:
             _files.fsync_file(path)

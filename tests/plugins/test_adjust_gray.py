@@ -54,6 +54,16 @@ def test_a_and_b_of_given_orientations(backend: ArrayBackend, with_ctf: bool) ->
     assert found.scores is None
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_map_far_from_zero_is_adjusted_like_one_at_zero(given: bool) -> None:
+    images, known = set_of(6)
+    raised = (volume() + np.float32(20_000)).astype(np.float32)  # its steps are 0.002 there
+    found = adjustment(raised, images, known if given else None, pixel_size_angstrom=PIXEL, angular_step_deg=10)
+    assert found is not None
+    assert found.a == pytest.approx(A, rel=0.01)
+    assert found.a * 20_000 + found.b == pytest.approx(B, abs=0.01)
+
+
 @pytest.mark.parametrize("backend", backends())
 def test_a_and_b_of_estimated_orientations(backend: ArrayBackend) -> None:
     images, _ = set_of(6)
@@ -120,6 +130,16 @@ def test_images_of_opposite_contrast_are_told() -> None:
     assert "opposite contrast" in run.warnings[0]
 
 
+def test_a_table_whose_angles_are_all_zero_is_told() -> None:
+    images, _ = set_of(4)
+    columns = {name: np.zeros(4) for name in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")}
+    source = Map("map", volume(), PIXEL)
+    run = run_operation(
+        adjust_gray, source, context(replace(images, columns=columns)), images="set.star", angular_step_deg=30
+    )
+    assert any("set.star says rot = 0 and tilt = 0" in text for text in run.warnings)
+
+
 def test_empty_classes_are_left_out() -> None:
     images = in_table(*set_of(5))
     images.pixels[2] = 0
@@ -178,7 +198,15 @@ def test_tiny_maps_are_adjusted(size: int) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"images": ""}, {"symmetry": "c0"}, {"symmetry": "helical"}, {"angular_step_deg": 0.5}, {"max_images": 0}],
+    [
+        {},
+        {"images": ""},
+        {"symmetry": "c100"},
+        {"symmetry": "c0"},
+        {"symmetry": "helical"},
+        {"angular_step_deg": 0.5},
+        {"max_images": 0},
+    ],
 )
 def test_parameters_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -207,6 +207,8 @@ def test_what_is_not_finite_is_reported(value: float) -> None:
             "less than or equal to 1",
         ),
         ({"group": "c3", "twist_deg": 3.0}, 'twist_deg belongs to group = "helical"'),
+        ({"group": "c3", "height_fraction": 0.9}, 'height_fraction belongs to group = "helical"'),
+        ({"group": "c01"}, "no symmetry group 'c01'"),
         ({"group": "d2", "aggregation": "mean"}, "'average' or 'sum'"),
     ],
 )
