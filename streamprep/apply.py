@@ -90,7 +90,8 @@ def apply(
     """Run operations on a particle stack or a map and write the result.
 
     What operations tell of each image, such as the shift that center applied, is written beside a stack, in a STAR
-    table of its name with ``_particles.star`` for ``.mrcs``.
+    table of its name with ``_particles.star`` for ``.mrcs``. The source may be the target: it is replaced once all is
+    done.
 
     Parameters
     ----------
@@ -160,7 +161,11 @@ def apply(
         read_image=lambda path: mrc.read(path).pixels,
         sample_images=sample_images,
     )
-    files = _Files(target, source, [Path(name) for step in steps for name in step.params.files().values()])
+    read = [*([] if ctf is None else [ctf]), *(Path(name) for step in steps for name in step.params.files().values())]
+    for path in read:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise ConfigError(f"{target}: would be written over {path}, which the operations read; give another output")
+    files = _Files(target, source, read)
     work = _Work(steps, source, files, pixel_size, f"streamprep: {', '.join(operations)}", context, backend)
     try:
         if lane == "particles":
@@ -248,6 +253,8 @@ class _Work:
         with mrc.StackReader(self.source) as reader:
             voxels = np.empty(reader.shape, np.float32)
             in_slabs(lambda start, stop: reader.read_into(start, voxels[start:stop]), voxels)
+            if reader.is_uneven:
+                self.context.warn(mrc.UNEVEN)
         pixels = self.backend.to_device(voxels)
         del voxels
         volume = run_map(Plan(self.steps, {}), Map(self.source.stem, pixels, self.pixel_size_angstrom), self.context)

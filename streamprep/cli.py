@@ -68,6 +68,8 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    except KeyboardInterrupt:  # before a session, which drains, began
+        sys.exit(130)
     except OSError as error:
         log.info("ended by an error of the operating system", exc_info=True)  # for the log of a session, where one is
         sys.stderr.write(f"error: {_shown(_os_error(error))}\n")
@@ -459,6 +461,7 @@ def apply(
     """Run operations on one stack or map, without a session.
 
     What an operation tells of each image (center: its shift) is written beside OUTPUT, in NAME_particles.star.
+    OUTPUT may be INPUT: it is replaced once all is done.
 
     Example: [bold]streamprep apply normalize,invert in.mrcs out.mrcs --set normalize.method=new[/bold]
     """

@@ -193,7 +193,7 @@ def summary(snapshot: Any) -> list[str]:
     lines += [f"  waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in snapshot.waiting]
     lines += [f"  {unmatched_text(kind, clean(name))}" for kind, name in snapshot.unmatched]
     if snapshot.unknown_files:
-        lines.append(f"  {snapshot.unknown_files} files of no known kind were left alone")
+        lines.append(f"  {snapshot.unknown_files} files were left alone: of no known kind, or used by operations")
     lines += [f"  {row['state']}: {clean(row['file'])}: {clean(row['reason'])}" for row in snapshot.failures]
     if snapshot.message:
         lines.append(f"  {clean(snapshot.message)}")

@@ -47,6 +47,8 @@ SNAPSHOT_SECONDS = 0.25
 VIEWS_SECONDS = 0.5
 LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
+STALE_SECONDS = 5.0
+"""What is no longer wanted may take so long; after that its worker is stopped."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Of one job's file names; the others can be written as ever."""
@@ -410,7 +412,11 @@ class Engine:
         if not self._named:
             return
         before, self._seen = self._seen, {path: identity_or_none(path) for path in self._named}
-        self._require_named({path for path in self._named if self._seen[path] != before[path]})
+        changing = {path for path in self._named if self._seen[path] != before[path]}
+        for path in changing:
+            if before[path] is not None:
+                self._tell(f"{self._named[path]} has changed: all maps are made anew once it is at rest")
+        self._require_named(changing)
         self.ledger.join_all()
         self.ledger.join_waiting("map")
 
@@ -547,6 +553,10 @@ class Engine:
         """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""
         if self._executor is not None:
             self._executor.check()
+            for running in self._running:  # of inputs that are not what they were, or for an item that is gone
+                late = running.job is not None and self._clock() - running.since > STALE_SECONDS
+                if late and running.job is not None and not self.ledger.is_claimed(running.job.id):
+                    self._executor.cancel(running.future)
         done = [running for running in self._running if running.future.done()]
         self._running = [running for running in self._running if not running.future.done()]
         self._uncommitted += [(running, running.future.result()) for running in done]

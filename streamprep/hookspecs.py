@@ -58,7 +58,10 @@ class Params(BaseModel):
         return table
 
     def files(self) -> Mapping[str, str]:
-        """Files that parameters of operations on maps name, by parameter; maps wait until all of them are there."""
+        """Files that parameters of operations on maps name, by parameter; maps wait until all of them are there.
+
+        Images, or tables of images: maps wait for the stacks that those name, too.
+        """
         return {}
 
     def check(self, *, size_px: int | None, pixel_size_angstrom: float | None) -> None:

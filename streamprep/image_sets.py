@@ -88,6 +88,23 @@ def _from_table(path: Path, entries: list[Entry], most: int, rng: np.random.Gene
     )
 
 
+def require_stacks(path: Path) -> None:
+    """Make sure that all stacks are there, and whole, that a table of images names; for other files that is true.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read.
+    IncompleteError
+        One is missing, or not whole.
+    """
+    if formats.image_ending(path) in (*formats.IMAGE_ENDINGS, *formats.SPIDER_ENDINGS):
+        return
+    names = [entry.micrograph or "" for entry in formats.read_image_rows(path)]
+    for place in _places(path, names, set(range(len(names)))).values():
+        _need_whole(path, place)
+
+
 def _rows(rows: ParticleRows, mine: npt.NDArray[np.int64]) -> ParticleRows:
     return ParticleRows(
         rows.image_index[mine],

@@ -100,7 +100,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     lines += [f"waiting: {clean(item)}: {clean(reason)}" for item, reason, _ in report["waiting"]]
     lines += [unmatched_text(kind, clean(name)) for kind, name in report.get("unmatched", ())]
     if report["unknown_files"]:
-        lines.append(f"{report['unknown_files']} files of no known kind were left alone")
+        lines.append(f"{report['unknown_files']} files were left alone: of no known kind, or used by operations")
     for row in report["failures"]:
         lines.append(f"{row['state']}: {clean(row['file'])}: {clean(row['reason'])} ({row['attempts']} attempts)")
         if tracebacks and row["traceback"]:

@@ -866,6 +866,15 @@ class Ledger:
         ).fetchone()
         # what is not done is made anew where another table says the same: its own may be gone
         same = last is not None and last[1] == signature and (last[2] == "done" or last[3] == inputs)
+        if same and last[2] == "superseded" and last[3] == inputs:
+            revived = self._db.execute(
+                "UPDATE jobs SET state = 'ready', reason = NULL WHERE item = ? AND generation = ? "
+                "AND finished IS NULL RETURNING id",
+                (file.item, last[0]),
+            ).fetchone()
+            if revived is not None:  # it was given up before it came to anything: not another generation
+                self._db.execute("UPDATE files SET state = 'queued', reason = NULL WHERE id = ?", (file.id,))
+                return
         if same and last[2] != "superseded":
             self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))
             if last[3] != inputs:  # the table that says so may be another by now

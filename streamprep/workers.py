@@ -32,7 +32,7 @@ from streamprep.arrays import Backend, choose_backend, keep_freed_memory
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
-from streamprep.image_sets import sample_images
+from streamprep.image_sets import require_stacks, sample_images
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import EntryRow
 from streamprep.model import (
@@ -343,6 +343,9 @@ def _process(
     image = worker.plugins.hook.read_item(item=job.item)
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", f"the {job.item.kind} file changed while it was read")
+    if job.item.kind == "map":
+        for name in (name for step in worker.plan.lane("maps") for name in step.params.files().values()):
+            require_stacks(worker.config.resolve(name))
     job.folder.mkdir(parents=True)
     used_as_they_are = ("mask", "other")
     entries = {
@@ -504,6 +507,9 @@ class Executor(Protocol):
     def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Start a job, or queue it."""
 
+    def cancel(self, job: Future[Outcome]) -> None:
+        """Stop a job, as far as that is possible; its outcome, which comes all the same, is of no interest."""
+
     def check(self) -> None:
         """Look after the workers; called often."""
 
@@ -524,6 +530,9 @@ class InlineExecutor:
         future: Future[Outcome] = Future()
         future.set_result(run_job(job))
         return future
+
+    def cancel(self, job: Future[Outcome]) -> None:
+        """Nothing to stop: it is done."""
 
     def check(self) -> None:
         """Nothing to look after."""
@@ -596,6 +605,11 @@ class LocalExecutor:
         except (OSError, RuntimeError):  # the pool broke down, or could not begin
             self._give_up_pool()
             return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
+
+    def cancel(self, job: Future[Outcome]) -> None:
+        """Stop the worker that has a job."""
+        for inner in [inner for inner, made in self._handed_in.items() if made is job]:
+            inner.cancel()
 
     def check(self) -> None:
         """Stop the workers when they take up nothing for a long time: they hang before any job.

@@ -181,6 +181,20 @@ def test_a_mask_never_takes_the_place_of_one_that_was_read(run: Apply, tmp_path:
     assert not (tmp_path / "out.mrc").exists()
 
 
+def test_a_file_that_operations_read_is_never_the_output(run: Apply, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    for name in ("map.mrc", "mask.mrc"):
+        mrc_output.write(tmp_path / name, voxels, pixel_size_angstrom=1.5, stack=False)
+    (tmp_path / "link.mrc").symlink_to("mask.mrc")
+    before = (tmp_path / "mask.mrc").read_bytes()
+    for target in ("mask.mrc", "link.mrc"):
+        with pytest.raises(ConfigError, match=r"would be written over .*mask\.mrc, which the operations read"):
+            run("laplacian", f"laplacian.mask={tmp_path / 'mask.mrc'}", source=tmp_path / "map.mrc", target=target)
+    assert (tmp_path / "mask.mrc").read_bytes() == before
+    run("invert", source=tmp_path / "map.mrc", target="map.mrc")
+    np.testing.assert_array_equal(mrc.read(tmp_path / "map.mrc").pixels, -voxels)
+
+
 @pytest.mark.parametrize("name", ["randomize_phases", "laplacian", "normalize_background", "invert", "threshold"])
 def test_maps_with_values_that_cannot_be_squared_are_refused(run: Apply, tmp_path: Path, name: str) -> None:
     voxels = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32) * np.float32(1e30)

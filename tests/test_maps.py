@@ -320,3 +320,22 @@ def test_real_maps(data: Path, folder: Path, name: str, changes: tuple[str, ...]
         assert all(side in last.failures[0]["reason"] for side in ("73", "43", "25"))
     else:
         assert last.jobs == {"done": 1}, last.failures
+
+
+def test_waiting_for_a_stack_is_no_generation(folder: Path) -> None:
+    """However often it was tried, the first result of a map has the plain name."""
+    put(folder, "a.mrc", tiny_map(16, 3).pixels)
+    images_with_table(folder, "stack.mrcs")
+    changes = ("maps.adjust_gray.images=images.star", "maps.adjust_gray.method=moments")
+    for _ in range(3):
+        assert once(folder, *changes).waiting_count == 1
+    stack = np.random.default_rng(1).normal(size=(4, 16, 16)).astype(np.float32)
+    mrc_output.write(folder / "stack.mrcs", stack, pixel_size_angstrom=1.5, stack=True)
+    assert once(folder, *changes).jobs == {"done": 1}
+    assert [name for name in written(folder) if name.startswith("maps/")] == ["maps/Maps/a.mrc"]
+
+
+def test_voxels_that_are_no_cubes_are_told(data: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(data / "maps/EMD-3001.map", folder / "Maps")
+    once(folder)
+    assert "voxels have sides of different length" in caplog.text

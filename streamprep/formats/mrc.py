@@ -37,6 +37,9 @@ _PIECE_BYTES = 1 << 20
 _BIG_ENDIAN_STAMP = 0x11
 
 
+UNEVEN = "maps whose voxels have sides of different length were read as if all had that along x"
+
+
 @dataclass(frozen=True, slots=True)
 class MrcHeader:
     """The fields of the header that decide what the file is."""
@@ -54,6 +57,8 @@ class MrcHeader:
     byte_order: Literal["<", ">"]
     axes: tuple[int, int, int] = (1, 2, 3)
     """Which of x, y, z (1, 2, 3) a volume's columns, rows and sections run along; as usual for anything else."""
+    uneven: bool = False
+    """Whether the voxels of a volume have sides that differ by more than 1 %."""
 
 
 def is_mrc(head: bytes) -> bool:
@@ -119,18 +124,21 @@ def parse_header(path: Path, head: bytes) -> MrcHeader:
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders if head[212] != _BIG_ENDIAN_STAMP else reversed(orders):
         nx, ny, nz, mode = struct.unpack_from(f"{order}4i", head, 0)
-        cell_x = struct.unpack_from(f"{order}f", head, 40)[0]
-        mx = struct.unpack_from(f"{order}i", head, 28)[0]
+        cell, sampling = struct.unpack_from(f"{order}3f", head, 40), struct.unpack_from(f"{order}3i", head, 28)
         space_group, extended = struct.unpack_from(f"{order}2i", head, 88)
         problem = _problem(nx, ny, nz, mode, extended)
         if problem is None:
-            pixel = cell_x / mx if mx > 0 and np.isfinite(cell_x) and cell_x > 0 else 0.0
+            pixel, *others = (
+                side / count if count > 0 and np.isfinite(side) and side > 0 else 0.0
+                for side, count in zip(cell, sampling, strict=True)
+            )
             row = (nx + 1) // 2 if mode == PACKED else nx * np.dtype(MODES[mode]).itemsize
             size = HEADER_BYTES + extended + row * ny * nz
             axes = struct.unpack_from(f"{order}3i", head, 64)
             if space_group not in CRYSTAL_GROUPS or nz == 1 or sorted(axes) != [1, 2, 3]:
                 axes = (1, 2, 3)
-            fitting.append(MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order, axes))
+            uneven = space_group in CRYSTAL_GROUPS and nz > 1 and any(abs(one - pixel) > 0.01 * pixel for one in others)
+            fitting.append(MrcHeader(nx, ny, nz, mode, space_group, extended, float(pixel), size, order, axes, uneven))
         said = said or problem or ""
     if not fitting:
         raise InputError(path, f"not a usable MRC file: {said}")
@@ -214,8 +222,10 @@ def read(path: Path) -> Image:
         pixels = np.ascontiguousarray(pixels.transpose([2 - header.axes.index(axis) for axis in (3, 2, 1)]))
     with path.open("rb") as file:
         named = is_mrc(plain_head(path, file.read(HEADER_BYTES)))
-    remarks = () if named else ("images without the map id of MRC files were read by their sizes",)
-    return Image(pixels, header.pixel_size_angstrom or None, remarks)
+    remarks = [] if named else ["images without the map id of MRC files were read by their sizes"]
+    if header.uneven:
+        remarks.append(UNEVEN)
+    return Image(pixels, header.pixel_size_angstrom or None, tuple(remarks))
 
 
 def _read_values(path: Path, header: MrcHeader, stored: np.dtype[Any], count: int) -> npt.NDArray[Any]:
@@ -285,6 +295,7 @@ class StackReader:
         header = read_header(path)
         self.shape: tuple[int, ...] = (header.nz, header.ny, header.nx)
         self.pixel_size_angstrom = header.pixel_size_angstrom or None
+        self.is_uneven = header.uneven
         self._stored = np.dtype(header.byte_order + MODES[header.mode])
         self._offset = HEADER_BYTES + header.extended_bytes
         with path.open("rb") as file:

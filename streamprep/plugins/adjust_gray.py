@@ -27,6 +27,8 @@ from streamprep.em.projection_matching import match_projections
 from streamprep.model import Array, FloatArray, ImageSample
 
 _PIXEL_SIZES_ALIKE = 0.01
+_ROUNDING = 6e-8
+"""Of float32: half a step."""
 _PART = 16
 """Images projected at a time."""
 
@@ -226,7 +228,7 @@ def _images(volume: Map, params: AdjustGray, ctx: Context) -> ImageSample:
 
 def _by_moments(pixels: Array, images: ImageSample, ctx: Context) -> tuple[float, float]:
     mean, deviation = _moments(pixels)
-    if deviation <= 1e-6 * abs(mean):
+    if deviation <= _ROUNDING * abs(mean):
         raise _constant(ctx)
     of_images = [_moments(image) for image in images.pixels]
     means, deviations = (np.array(values) for values in zip(*of_images, strict=True))
