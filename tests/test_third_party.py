@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,9 @@ def trouble(micrograph, params, ctx):
     if params.how == "reject":
         raise Reject("too dark")
     if params.how == "hang":
+        time.sleep(3600)
+    if params.how == "hang once" and not (flag := ctx.item.path.parent.parent / "flag").exists():
+        flag.touch()
         time.sleep(3600)
     if params.how == "exit":
         os._exit(3)
@@ -190,6 +195,28 @@ def test_a_plugin_that_misbehaves_costs_its_own_job_only(
     told = session.call("status", "--tracebacks", env=installed).stdout
     assert "(2 attempts)" in told
     assert ("the lamp is broken" in told and "Traceback" in told) or how != "raise"
+
+
+def test_a_job_that_nobody_wants_any_more_does_not_keep_its_worker(
+    session: Session, installed: dict[str, str], eventually: Callable[[Callable[[], bool], float], None]
+) -> None:
+    """Its micrograph was rewritten while the operation hung on it; long before its time is over the new one is done."""
+    session.append('[micrographs.trouble]\nhow = "hang once"\n')
+    daemon = session.start(env=installed)
+    try:
+        eventually((session.folder / "flag").exists, 60.0)
+        micrograph = session.folder / "Micrographs/mic_0002.mrc"
+        os.utime(micrograph, ns=(1, 1))
+
+        def is_done() -> bool:
+            path = session.output / "particles.star"
+            return path.exists() and "mic_0002" in path.read_text()
+
+        eventually(is_done, 60.0)
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=60)
+    check_invariants(session.output)
 
 
 @pytest.mark.parametrize(
