@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -133,7 +132,9 @@ class Daemon:
         """Memory and descriptors now."""
         main = self.process.pid
         workers = [int(child) for child in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
-        return Sample(done, resident_mb(main), sum(map(resident_mb, workers)), len(os.listdir(f"/proc/{main}/fd")))
+        return Sample(
+            done, resident_mb(main), sum(map(resident_mb, workers)), len(list(Path(f"/proc/{main}/fd").iterdir()))
+        )
 
     def end(self, number: signal.Signals) -> None:
         """End it by a signal, and wait."""
@@ -243,8 +244,8 @@ def text_of(report: Report) -> str:
     lines = [
         f"{report.micrographs} micrographs, {report.rows} rows, {report.kills} kills: nothing lost, nothing twice",
         f"{report.seconds:.0f} s, {report.micrographs / report.seconds * 3600:.0f} micrographs an hour",
-        f"memory per 10,000 items: daemon {report.daemon_mb_per_10000:+.2f} MB, workers "
-        f"{report.workers_mb_per_10000:+.2f} MB; descriptors {report.descriptors_per_10000:+.2f}",
+        f"growth per 10,000 items: daemon {report.daemon_mb_per_10000:+.2f} MB",
+        f"  workers {report.workers_mb_per_10000:+.2f} MB, descriptors {report.descriptors_per_10000:+.2f}",
         f"last start: {report.start_seconds:.1f} s to the end of its first scan",
     ]
     for what in ("commit", "scan", "publish"):
