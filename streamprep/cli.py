@@ -107,6 +107,9 @@ def _version(
         raise typer.Exit
 
 
+SHOWN = 20
+"""Most lines of a list."""
+
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 NewSet = Annotated[bool, typer.Option("--new-set", help="Begin a second set beside results that another plan made.")]
@@ -388,6 +391,50 @@ def retry(
     from streamprep import inspection
 
     _out(inspection.retry(loaded, made, item))
+
+
+@app.command()
+def repair(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file that was made, and compare it with its checksum.")
+    ] = False,
+) -> None:
+    """Make the ledger of a session again where it, or what it knows of, is missing or damaged.
+
+    What is done and whole stays as it is; what is missing or damaged is made again at the next start. The former ledger
+    is kept.
+
+    Example: [bold]streamprep repair --verify[/bold]
+    """
+    loaded, plugins, made = _prepare(config, overrides)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from streamprep.repair import repair
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading the log of commits", total=None)
+        done = repair(
+            loaded,
+            plugins,
+            made,
+            verify=verify,
+            progress=lambda read, total: bar.update(task, completed=read, total=total),
+        )
+    if done.trouble is None:
+        whole = "all files hold what was committed" if verify else "all files are there (--verify reads them, too)"
+        _out(f"{done.output}: nothing to repair: {whole}")
+        return
+    _out(f"{done.output}: {done.trouble}")
+    _out(f"the ledger was made again: {done.items} items are done, by {done.commits} commits")
+    if done.aside is not None:
+        _out(f"the former ledger is kept as {done.aside}")
+    for said in done.damaged[:SHOWN]:
+        _out(f"made again at the next start: {said}")
+    if done.damaged[SHOWN:]:
+        _out(f"and {len(done.damaged) - SHOWN} more")
 
 
 # --- trying things out -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 The order of a commit, which every guarantee rests on:
 
 1. files: from the staging folder to their final names (their bytes are durable already), folder fsync
-2. rows: written at the committed length of each row log, fdatasync
+2. rows: written at the committed length of each row log, fdatasync; last a line of the log of commits
 3. one ledger transaction: rows, lengths, the end of the older generation, the job's state
 4. published tables: replaced whole, now or when it is worth it; they are derived and can be made again
 
@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from streamprep.hookspecs import Sink, Staged, StagedRows, Table
-from streamprep.ledger import Block, JobRow, Ledger, LedgerError, Shard
+from streamprep.journal import Commit, line_of
+from streamprep.ledger import JOURNAL, Block, JobRow, Ledger, LedgerError, Shard
+from streamprep.model import OutputError
 from streamprep.sinks import _files
 from streamprep.snapshot import rows_of_sets
 
@@ -46,6 +48,11 @@ class _Published:
     rows: int = 0
     at: float = float("-inf")
     cost: float = 0.0
+
+
+def size_of(path: Path) -> int:
+    """Size of a file [bytes]; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 class Committer:
@@ -124,31 +131,19 @@ class Committer:
             Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
         """
         done: list[str] = []
-        for table, length in (dict.fromkeys(self._tables, 0) | self._ledger.lengths()).items():
-            path = self.rows_path(table)
-            size = path.stat().st_size if path.exists() else 0
-            if size < length:
-                raise LedgerError(
-                    f"{path}: holds {size} of {length} committed bytes; rows of {table} are lost. Restore the output "
-                    "folder from a copy; or move it away, and everything is processed again at the next start"
-                )
-            if size > length:
-                _files.truncate(path, length)
-                done.append(f"cut {size - length} uncommitted bytes off the rows of {table}")
-        lost, known = [], set()
-        for shard in self._ledger.shards():
-            known.add(shard.path)
-            path = self.output / shard.path
-            if not path.exists() or path.stat().st_size != shard.size:
-                lost.append(shard.path)
+        lost = self.lost()
         if lost:
             raise LedgerError(
-                f"{self.output}: {len(lost)} committed stacks are missing or have another size, the first is {lost[0]}."
-                " Restore them from a copy; or move the output folder away, and everything is processed again at the "
-                "next start"
+                f"{self.output}: {lost[0]}{f'; and {len(lost) - 1} more' if lost[1:] else ''}. Restore the output "
+                "folder from a copy; or run: streamprep repair, and what was made from these files is made again"
             )
+        for table, length in (dict.fromkeys((*self._tables, JOURNAL), 0) | self._ledger.lengths()).items():
+            path = self.rows_path(table)
+            if size_of(path) > length:
+                done.append(f"cut {size_of(path) - length} uncommitted bytes off the rows of {table}")
+                _files.truncate(path, length)
         for path in self._owned_files():
-            if path.relative_to(self.output).as_posix() not in known:
+            if not self._ledger.has_shard(path.relative_to(self.output).as_posix()):
                 moved = _files.move_aside(path, self.orphans)
                 done.append(f"moved {path.relative_to(self.output)}, which no commit knows, to {moved.name} in orphans")
         _files.clear_folder(self.staging)
@@ -158,6 +153,37 @@ class Committer:
                 self._unwritten.update(self._outdated_item_files(table))
         self.publish(force=True)
         return done
+
+    def lost(self) -> list[str]:
+        """What is committed and not there any more, by the sizes of files; a text for each."""
+        found = []
+        for table, length in self._ledger.lengths().items():
+            path = self.rows_path(table)
+            if size_of(path) < length:
+                found.append(f"{path.name} holds {size_of(path)} of {length} committed bytes of the rows of {table}")
+        for shard in self._ledger.shards():
+            if not self.is_there(shard):
+                found.append(f"{shard.path} is missing or has another size than the {shard.size} bytes committed")
+        return found
+
+    def is_there(self, shard: Shard) -> bool:
+        """Whether a committed file is there, by its size."""
+        path = self.output / shard.path
+        return path.is_file() and path.stat().st_size == shard.size
+
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether it holds what was committed."""
+        return self.is_there(shard) and _files.crc32_of(self.output / shard.path) == shard.crc32
+
+    def are_rows_whole(self, block: Block) -> bool:
+        """Whether the row log holds the rows that were committed."""
+        crc = 0
+        try:
+            for chunk in _files.read_ranges(self.rows_path(block.table), [(block.start, block.length)]):
+                crc = zlib.crc32(chunk, crc)
+        except (OSError, OutputError):
+            return False
+        return crc == block.crc32
 
     def _owned_files(self) -> Iterator[Path]:
         for folder in self._folders:
@@ -204,19 +230,27 @@ class Committer:
             raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
         optics: dict[str, list[Mapping[str, Any]]] = {}
         rendered = [(rows, *self._render(rows, optics)) for part in staged for rows in part.rows]
+        groups = {rows.table: number for rows, _, _, number in rendered if number is not None}
+        known = {table: len(self._ledger.optics(table)) for table in optics}
+        fresh = {table: dict(list(enumerate(made, start=1))[known[table] :]) for table, made in optics.items()}
         shards = []
         for part in staged:
             for file in part.files:
                 self._place(folder / file.staged, self.output / file.final, file.size_bytes, file.crc32)
                 shards.append(Shard(file.final, file.size_bytes, file.crc32))
         blocks: list[Block] = []
-        for rows, columns, data in rendered:
-            blocks.append(self._append(rows, columns, data, blocks))
+        for rows, columns, data, _ in rendered:
+            blocks.append(self._append(rows.table, data, blocks, rows.count, columns))
+        source = next(source for source in self._ledger.sources() if source.label == job.file.source)
+        commit = Commit(
+            source, job, tuple(shards), tuple(blocks), groups, fresh, tuple(warnings), tuple(notes), seconds, now
+        )
+        blocks.append(self._append(JOURNAL, line_of(commit), blocks))
         self._ledger.commit(
             job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
         )
         for block in blocks:
-            if block.table not in self._published:
+            if "{item}" in block.table:
                 self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
         with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
             self._write_item_files()
@@ -245,7 +279,9 @@ class Committer:
             raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
         _files.place(staged, final)
 
-    def _render(self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]) -> tuple[list[str], bytes]:
+    def _render(
+        self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]
+    ) -> tuple[list[str], bytes, int | None]:
         lengths = {len(values) for values in rows.columns.values()}
         if lengths != {rows.count}:
             raise LedgerError(f"rows for {rows.table} have columns of {sorted(lengths)} values, not {rows.count}")
@@ -258,15 +294,17 @@ class Committer:
                     groups.append(json.loads(json.dumps(rows.optics)))
                 number = groups.index(rows.optics) + 1
             columns = table.columns(list(rows.columns))
-            return columns, table.render(columns, rows, number)
+            return columns, table.render(columns, rows, number), number
         except Exception as error:  # a table is a plugin's: its faults are its job's, not the session's
             raise LedgerError(f"rows for {rows.table} cannot be written: {type(error).__name__}: {error}") from error
 
-    def _append(self, rows: StagedRows, columns: Sequence[str], data: bytes, earlier: Sequence[Block]) -> Block:
-        ends = [block.start + block.length for block in earlier if block.table == rows.table]
-        start = ends[-1] if ends else self._ledger.length(rows.table)
-        _files.append(self.rows_path(rows.table), start, data)
-        return Block(rows.table, start, len(data), rows.count, tuple(columns), zlib.crc32(data))
+    def _append(
+        self, table: str, data: bytes, earlier: Sequence[Block], count: int = 1, columns: Sequence[str] = ()
+    ) -> Block:
+        ends = [block.start + block.length for block in earlier if block.table == table]
+        start = ends[-1] if ends else self._ledger.length(table)
+        _files.append(self.rows_path(table), start, data)
+        return Block(table, start, len(data), count, tuple(columns), zlib.crc32(data))
 
     # --- publish ---
 

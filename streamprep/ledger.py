@@ -107,6 +107,9 @@ CREATE TRIGGER block_ended AFTER UPDATE OF live ON blocks WHEN OLD.live AND NOT 
 """
 _DISK_ERRORS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
+JOURNAL = "commits"
+"""Stands among the tables for the log of commits; see `streamprep.journal`."""
+
 TABLE_KINDS: tuple[Kind, ...] = ("coordinates", "ctf", "rows")
 """Kinds of files that are tables."""
 
@@ -856,19 +859,13 @@ class Ledger:
         return table is not None and table[0] == "done" and not table[1]
 
     def _make_job(self, file: FileRow, made_of: Sequence[JobInput]) -> None:
-        signature = json.dumps([file.id, [(made.kind, made.digest) for made in made_of]])
-        inputs = json.dumps(
-            [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in made_of]
-        )
+        inputs, signature, origin = self._describe(file.id, made_of)
         last = self._db.execute(
             "SELECT generation, signature, state, inputs FROM jobs WHERE item = ? ORDER BY generation DESC LIMIT 1",
             (file.item,),
         ).fetchone()
         # what is not done is made anew where another table says the same: its own may be gone
         same = last is not None and last[1] == signature and (last[2] == "done" or last[3] == inputs)
-        origin = next(
-            (json.dumps([made.table, made.name]) for made in made_of if made.kind in ("coordinates", "rows")), None
-        )
         if same and last[2] != "superseded":
             self._db.execute("UPDATE files SET reason = NULL WHERE id = ? AND state = 'done'", (file.id,))
             if last[3] != inputs:  # the table that says so may be another by now
@@ -888,6 +885,14 @@ class Ledger:
             (file.item, file.id, 1 if last is None else last[0] + 1, inputs, signature, origin),
         )
         self._db.execute("UPDATE files SET state = 'queued', reason = NULL WHERE id = ?", (file.id,))
+
+    @staticmethod
+    def _describe(file: int, made_of: Sequence[JobInput]) -> tuple[str, str, str | None]:
+        """What a job is made of, as it is recorded: the inputs, what decides its result, and its origin."""
+        described = [(made.kind, made.source, made.path, made.name, made.digest, made.table) for made in made_of]
+        signature = [file, [(made.kind, made.digest) for made in made_of]]
+        origins = (json.dumps([made.table, made.name]) for made in made_of if made.kind in ("coordinates", "rows"))
+        return json.dumps(described), json.dumps(signature), next(origins, None)
 
     # --- jobs ---
 
@@ -1030,11 +1035,7 @@ class Ledger:
                      block.crc32),
                 )  # fmt: skip
             for table, groups in optics.items():
-                for number, data in enumerate(groups, start=1):
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO optics VALUES (?, ?, ?)",
-                        (table, number, json.dumps(data, sort_keys=True)),
-                    )
+                self.put_optics(table, dict(enumerate(groups, start=1)))
             self._db.execute(
                 "UPDATE jobs SET state = 'done', warnings = ?, notes = ?, reason = NULL, finished = ?, seconds = ? "
                 "WHERE id = ?",
@@ -1044,6 +1045,78 @@ class Ledger:
                 "UPDATE files SET state = 'done', reason = NULL WHERE id = ? AND state = 'queued'",
                 (job.file.id,),
             )
+
+    def restore(
+        self,
+        source: SourceRow,
+        job: JobRow,
+        shards: Sequence[Shard],
+        blocks: Sequence[Block],
+        *,
+        warnings: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        seconds: float,
+        now: float,
+    ) -> None:
+        """Record a commit of a ledger that was lost; call it in the order of the commits.
+
+        The tables that it was made of are known by their places from then on, and read when they are found there.
+        """
+        file, raw = job.file, os.fsencode(job.file.path)
+        with self.transaction():
+            self.put_source(source)
+            known = self.newest(file.source, file.path)
+            if known is not None and known.identity._replace(ctime_ns=0) == file.identity._replace(ctime_ns=0):
+                number = known.id
+                self._db.execute("UPDATE files SET state = 'queued', gone = 0 WHERE id = ?", (number,))
+            else:
+                generation = 1 if known is None else known.generation + 1
+                cursor = self._db.execute(
+                    "INSERT INTO files (source, path, generation, kind, item, key, size, mtime_ns, inode, state, "
+                    "noticed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?)",
+                    (file.source, raw, generation, file.kind, file.item, self._key(file.path), file.identity.size,
+                     file.identity.mtime_ns, file.identity.inode, now),
+                )  # fmt: skip
+                number = int(cursor.lastrowid or 0)
+            self._db.execute(  # older generations, and the places that it was moved from
+                "UPDATE files SET state = 'superseded', gone = NOT (source = ? AND path = ?) "
+                "WHERE item = ? AND id != ?",
+                (file.source, raw, file.item, number),
+            )
+            self._db.executemany("DELETE FROM shards WHERE path = ?", [(shard.path,) for shard in shards])
+            (last,) = self._db.execute("SELECT max(generation) FROM jobs WHERE item = ?", (file.item,)).fetchone()
+            made_of = [replace(made, table=self._placed_table(made)) if made.table else made for made in job.inputs]
+            described = self._describe(number, made_of)
+            cursor = self._db.execute(
+                "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state, attempts) "
+                "VALUES (?, ?, ?, ?, ?, ?, 'claimed', ?)",
+                (file.item, number, max(job.generation, (last or 0) + 1), *described, job.attempts),
+            )
+            job = replace(job, id=int(cursor.lastrowid or 0), file=replace(file, id=number))
+            self.commit(job, shards, blocks, optics={}, warnings=warnings, notes=notes, seconds=seconds, now=now)
+
+    def _placed_table(self, made: JobInput) -> int:
+        """The number of a table that a job was made of; where it is not known, of a generation that never was."""
+        place = (made.source, os.fsencode(made.path))
+        first = self._db.execute(
+            "SELECT id FROM files WHERE source = ? AND path = ? ORDER BY generation LIMIT 1", place
+        ).fetchone()
+        if first is not None:
+            return int(first[0])
+        cursor = self._db.execute(
+            "INSERT INTO files (source, path, generation, kind, item, key, size, mtime_ns, inode, state, noticed) "
+            "VALUES (?, ?, 0, ?, ?, ?, 0, 0, 0, 'superseded', 0)",
+            (*place, made.kind, item_name(made.source, made.path), self._key(made.path)),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def put_optics(self, table: str, groups: Mapping[int, Mapping[str, Any]]) -> None:
+        """Record optics groups of a table, by number; those that are known stay as they are."""
+        with self.transaction():
+            for number, data in groups.items():
+                self._db.execute(
+                    "INSERT OR IGNORE INTO optics VALUES (?, ?, ?)", (table, number, json.dumps(data, sort_keys=True))
+                )
 
     def retry(self, name: str | None = None) -> int:
         """Make failed jobs and files ready again; those whose item or path contains ``name``, or all."""
@@ -1077,7 +1150,8 @@ class Ledger:
 
     def versions(self) -> dict[str, tuple[int, int]]:
         """Of each table: how often its rows changed, and how many it has now."""
-        return {row[0]: (row[1], row[2]) for row in self._db.execute("SELECT name, version, rows FROM tables")}
+        rows = self._db.execute("SELECT name, version, rows FROM tables WHERE name != ?", (JOURNAL,))
+        return {row[0]: (row[1], row[2]) for row in rows}
 
     def live_blocks(self, table: str) -> Iterator[Block]:
         """Blocks of rows that belong to a table now, in the order they were committed."""

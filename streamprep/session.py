@@ -23,6 +23,11 @@ from streamprep.watcher import Source, file_system_of, is_remote
 
 log = logging.getLogger(__name__)
 
+LEDGER = "ledger.sqlite"
+"""Name of the ledger's file in the state folder."""
+
+WITHOUT_LEDGER = "make it again with: streamprep repair; or restore it from a copy, or give another output folder"
+
 STACKS: Kind = "particles"
 """What `SourceRow.kind` says of folders that are watched because tables name stacks there."""
 
@@ -196,7 +201,7 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
     folder, exists = choose_output(config, plan, new_set=new_set)
     if not exists:
         (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-    return folder, _lock(folder)
+    return folder, lock_output(folder)
 
 
 def choose_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[Path, bool]:
@@ -214,7 +219,7 @@ def choose_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple
     strangers = [name for name in ("particles.star", "noise.star", "particles", "noise") if (folder / name).exists()]
     if strangers:
         raise ConfigError(
-            f"{folder} holds {strangers[0]} but no ledger ({STATE_FOLDER}/ledger.sqlite): it was not made here, or the "
+            f"{folder} holds {strangers[0]} but no ledger ({STATE_FOLDER}/{LEDGER}): it was not made here, or the "
             "ledger is lost. Give another output folder, or move these files away"
         )
     return folder, False
@@ -260,7 +265,14 @@ def try_lock(folder: Path, *, shared: bool = False) -> IO[str] | None:
     return file
 
 
-def _lock(folder: Path, sleep: Callable[[float], None] = time.sleep) -> IO[str]:
+def lock_output(folder: Path, sleep: Callable[[float], None] = time.sleep) -> IO[str]:
+    """Take the lock of an output folder; it is given back when the file is closed.
+
+    Raises
+    ------
+    ConfigError
+        Another process has it.
+    """
     for _ in range(20):
         file = try_lock(folder)
         if file is not None:
@@ -302,21 +314,22 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     Raises
     ------
     ConfigError
-        There are results, but the ledger is missing or of another plan.
+        There are results, but the ledger is missing, empty, or of another plan.
     LedgerError
         It is damaged.
     """
-    path = output / STATE_FOLDER / "ledger.sqlite"
-    if not path.exists() and (output / STATE_FOLDER / "rows").exists():
-        raise ConfigError(
-            f"{output}: there are results, but {path.name} is missing. Restore it from a copy, or give another output "
-            "folder"
-        )
+    path = output / STATE_FOLDER / LEDGER
+    has_results = any((output / STATE_FOLDER / "rows").glob("*"))
+    if not path.exists() and has_results:
+        raise ConfigError(f"{output}: there are results, but {path.name} is missing; {WITHOUT_LEDGER}")
     remote = file_system_of(output)
     if is_remote(remote):
         log.warning("%s is on %s: the ledger uses a rollback journal, which is slower", output, remote)
     ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes)
     made_with = ledger.get("plan")
+    if made_with is None and has_results:
+        ledger.close()
+        raise ConfigError(f"{output}: there are results, but {path.name} is empty; {WITHOUT_LEDGER}")
     if made_with is None:
         ledger.put("plan", plan.hash)
     elif made_with != plan.hash:

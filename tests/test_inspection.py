@@ -102,7 +102,7 @@ def test_a_start_waits_for_those_who_look(output: Path) -> None:
         if len(waited) == 3:
             looking.close()
 
-    with sessions._lock(output, sleep):
+    with sessions.lock_output(output, sleep):
         assert len(waited) == 3
         assert sessions.try_lock(output, shared=True) is None
 
@@ -112,12 +112,12 @@ def test_a_start_does_not_wait_for_ever(output: Path) -> None:
     with sessions.try_lock(output, shared=True) as looking:  # type: ignore[union-attr]
         assert looking.readable()
         with pytest.raises(ConfigError, match="status or retry is still looking at it"):
-            sessions._lock(output, waited.append)
+            sessions.lock_output(output, waited.append)
     assert 1 < sum(waited) < 3
 
 
 def test_a_start_beside_a_daemon_is_refused_at_once(output: Path) -> None:
     waited: list[float] = []
-    with sessions._lock(output), pytest.raises(ConfigError, match="another streamprep is at work here"):
-        sessions._lock(output, waited.append)
+    with sessions.lock_output(output), pytest.raises(ConfigError, match="another streamprep is at work here"):
+        sessions.lock_output(output, waited.append)
     assert waited == []
