@@ -372,7 +372,8 @@ class World:
         open_jobs = database.execute("SELECT item, state FROM jobs WHERE state IN ('ready', 'claimed')").fetchall()
         assert not open_jobs, f"I1 {open_jobs}"
         failed = database.execute(
-            "SELECT item, reason FROM jobs WHERE state = 'failed' AND operation IS NOT 'troubled'"
+            "SELECT item, reason FROM jobs WHERE state = 'failed' AND operation IS NOT 'troubled' "
+            "AND instr(reason, 'No space left') = 0"
         ).fetchall()
         assert not failed, f"I1 nothing was wrong with {failed}"
         left = database.execute(
