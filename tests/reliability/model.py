@@ -432,13 +432,15 @@ def check_published(output: Path, inputs: list[Input]) -> dict[str, tuple[int, l
         For each micrograph its version and the places of its particles.
     """
     found: dict[str, tuple[int, list[tuple[int, int]]]] = {}
-    for table in ("coordinates/particles.star",):
+    for table in ("coordinates/particles.star", "particles.star", "particles.xmd", "particles.cs"):
         if (output / table).exists():
-            read_table(output / table)
+            data = (output / table).read_bytes()
+            assert len(data.strip(b"\0")) > 80, f"{table} is torn: {data!r}"
+            assert table.endswith(".cs") or data.endswith(b"\n\n"), f"{table} is torn: {data!r}"
+            if table.endswith(".star"):
+                read_table(output / table)
     if not (output / "particles.star").exists():
         return found
-    data = (output / "particles.star").read_bytes()
-    assert data.endswith(b"\n\n"), f"a published table is torn: {data!r}"
     images = images_of(output, "particles.star")
     _, rows = read_table(output / "particles.star")
     seen: dict[str, tuple[set[int], list[tuple[int, int]]]] = {}
