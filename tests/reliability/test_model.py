@@ -88,15 +88,28 @@ def row_before_the_pixels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "commit", commit_first)
 
 
+def fdatasync_again_after_it_failed(patch: pytest.MonkeyPatch) -> None:
+    fdatasync = os.fdatasync
+
+    def twice(descriptor: int) -> None:
+        try:
+            fdatasync(descriptor)
+        except OSError:
+            fdatasync(descriptor)
+
+    patch.setattr(os, "fdatasync", twice)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
-        (rows_without_fdatasync, "I[23]"),
-        (stacks_without_fsync, "I[23]"),
+        (rows_without_fdatasync, "I[123]"),
+        (stacks_without_fsync, "I[234]"),
         (names_without_fsync, "I2"),
         (rename_before_the_data, "torn"),
         (row_before_the_pixels, "I2"),
+        (fdatasync_again_after_it_failed, "I[23]"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -203,6 +203,40 @@ def test_a_full_disk_takes_what_it_has_room_for(disk: UnsyncedFolder) -> None:
     assert (disk.root / "b").read_bytes() == b"data"
 
 
+def test_what_a_failed_fsync_was_to_write_is_not_written_by_the_next_one(disk: UnsyncedFolder) -> None:
+    put(disk.root / "a", b"old")
+    (disk.root / "a").write_bytes(b"new")
+    disk.syncs_left = 0
+    with pytest.raises(OSError, match="Input/output error"):
+        sync(disk.root / "a")
+    sync(disk.root / "a")
+    assert (disk.root / "a").read_bytes() == b"new", "readers are told so"
+    assert lose(disk) == {"a": b"old"}
+    for again in (b"new", b"longer"):
+        put(disk.root / "a", b"old")
+        disk.syncs_left = 0
+        (disk.root / "a").write_bytes(b"new")
+        with pytest.raises(OSError, match="Input/output error"):
+            sync(disk.root / "a")
+        (disk.root / "a").write_bytes(again)
+        sync(disk.root / "a")
+        assert lose(disk) == {"a": again}, "what is written anew is"
+
+
+def test_a_name_that_a_failed_fsync_was_to_keep_must_be_given_anew(disk: UnsyncedFolder) -> None:
+    for name in "ab":
+        put(disk.root / name, name.encode())
+    for name in "ab":
+        (disk.root / name).rename(disk.root / name.upper())
+    disk.syncs_left = 0
+    with pytest.raises(OSError, match="Input/output error"):
+        sync(disk.root)
+    (disk.root / "B").rename(disk.root / "b")
+    (disk.root / "b").rename(disk.root / "B")
+    sync(disk.root)
+    assert lose(disk) == {"a": b"a", "B": b"b"}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_durable_is_never_touched(disk: UnsyncedFolder, mode: str) -> None:
     for folder in ("x", "x/y"):

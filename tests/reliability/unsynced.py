@@ -1,9 +1,9 @@
 """A folder whose files live on a real file system, and of which is known what a power loss would leave.
 
-While it is switched on, the calls with which Python changes files are watched. Of each file it is remembered which bytes
-are durable, of each name which file a power loss would find there. Only fsync and fdatasync of a file make its bytes
-durable, only fsync of a folder the names in it; nothing is taken for granted that POSIX leaves open, so a renamed file
-may be found under both names, or under none.
+While it is switched on, the calls with which Python changes files are watched. Of each file it is remembered which
+bytes are durable, of each name which file a power loss would find there. Only fsync and fdatasync of a file make its
+bytes durable, only fsync of a folder the names in it; nothing is taken for granted that POSIX leaves open, so a renamed
+file may be found under both names, or under none.
 
 What SQLite writes is not watched: its own promises are trusted. Its files are copied as they are, committed or not.
 """
@@ -11,6 +11,7 @@ What SQLite writes is not watched: its own promises are trusted. Its files are c
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import os
@@ -40,6 +41,25 @@ class File:
     """Where it is now; None once it has no name."""
     last: bytes = b""
     """What it held when it lost its name."""
+    dropped: set[int] = field(default_factory=set)
+    """Sectors that an fsync could not write: the kernel takes them for written, so that later ones leave them out."""
+
+    def touch(self, start: int, end: int | None = None) -> None:
+        """Something is written there: the next fsync writes it again."""
+        first = start // SECTOR
+        self.dropped = {one for one in self.dropped if one < first or (end is not None and one * SECTOR >= end)}
+
+    def sync(self) -> None:
+        now = bytearray(self.content())
+        for sector in self.dropped:
+            start, end = sector * SECTOR, min(len(now), (sector + 1) * SECTOR)
+            now[start:end] = self.durable[start:end].ljust(max(0, end - start), b"\0")
+        self.durable = bytes(now)
+
+    def fail(self) -> None:
+        now, size = self.content(), max(len(self.durable), len(self.content()))
+        starts = range(0, size, SECTOR)
+        self.dropped |= {i // SECTOR for i in starts if now[i : i + SECTOR] != self.durable[i : i + SECTOR]}
 
     def content(self) -> bytes:
         """What a reader sees now."""
@@ -51,15 +71,22 @@ class Folder:
     """The names in a folder, each with what it stood for since it was last durable; the last is what it stands for."""
 
     names: dict[str, list[File | Folder | None]] = field(default_factory=dict)
+    dropped: dict[str, File | Folder | None] = field(default_factory=dict)
+    """What the names stood for that an fsync could not write; later ones leave them out until they change."""
 
     def now(self, name: str) -> File | Folder | None:
         return self.names.get(name, [None])[-1]
 
     def put(self, name: str, node: File | Folder | None) -> None:
+        self.dropped.pop(name, None)
         self.names.setdefault(name, [None]).append(node)
 
     def sync(self) -> None:
-        self.names = {name: states[-1:] for name, states in self.names.items() if states[-1] is not None}
+        kept = {name: states if name in self.dropped else states[-1:] for name, states in self.names.items()}
+        self.names = {name: states for name, states in kept.items() if states != [None]}
+
+    def fail(self) -> None:
+        self.dropped |= {name: states[-1] for name, states in self.names.items() if len(states) > 1}
 
 
 @dataclass
@@ -106,17 +133,19 @@ class _Raw(io.FileIO):
     """A file that is opened for writing, below Python's buffer."""
 
     def __init__(self, disk: UnsyncedFolder, path: str, mode: str) -> None:
-        self._disk, self._life = disk, disk.life
+        self._disk, self._life, self._opened = disk, disk.life, mode
         super().__init__(path, mode, opener=lambda name, flags: os.open(name, flags, 0o666))
 
     def write(self, data: Any) -> int:
         if self._life != self._disk.life:
             return len(data)  # a buffer that outlived its process
-        return self._disk.write(super().write, data)
+        start = os.fstat(self.fileno()).st_size if "a" in self._opened else self.tell()
+        return self._disk.write(self.fileno(), super().write, data, start)
 
     def truncate(self, size: int | None = None) -> int:
-        self._disk.step()
-        return super().truncate(size)
+        place = self.tell() if size is None else size
+        os.ftruncate(self.fileno(), place)
+        return place
 
 
 Call = Callable[..., Any]
@@ -135,12 +164,14 @@ class UnsyncedFolder:
         self.root = root
         self._prefix = f"{root}/"
         self._tree = Folder()
-        self._nodes: dict[int, File | Folder] = {os.stat(root).st_ino: self._tree}
+        self._nodes: dict[int, File | Folder] = {root.stat().st_ino: self._tree}
         self._real: dict[str, Call] = {}
         self.steps_left: int | None = None
         """So many steps from now the power goes off: there is one before and one after each change."""
         self.room_bytes: int | None = None
         """What can still be written before the disk is full; None for no limit."""
+        self.syncs_left: int | None = None
+        """After so many calls of fsync or fdatasync one fails, and what it was to write is dropped."""
         self.left: dict[str, Any] = {}
         self.writeback = Writeback("nothing")
         """What reaches the disk at a power loss that ``steps_left`` brings about."""
@@ -184,7 +215,9 @@ class UnsyncedFolder:
 
     def step(self) -> None:
         """Something is about to change, or has just changed."""
-        if self.steps_left is None or self.off:
+        if self.off:
+            raise PowerLossError
+        if self.steps_left is None:
             return
         self.steps_left -= 1
         if self.steps_left < 0:
@@ -199,7 +232,9 @@ class UnsyncedFolder:
         OSError
             For none of them.
         """
-        if self.room_bytes is None or self.off:
+        if self.off:
+            raise PowerLossError
+        if self.room_bytes is None:
             return size
         taken = min(size, self.room_bytes)
         self.room_bytes -= taken
@@ -207,15 +242,21 @@ class UnsyncedFolder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return taken
 
-    def write(self, call: Callable[[Any], int], data: Any) -> int:
-        """Write as much as there is room for."""
+    def write(self, descriptor: int, call: Callable[[Any], int], data: Any, start: int) -> int:
+        """Write as much as there is room for.
+
+        A power loss is told by the next call only: this one may come from the end of a file object, where nobody hears.
+        """
         view = memoryview(data).cast("B")
-        if self.off:
-            return len(view)
-        self.step()
-        done = call(view[: self.need(len(view))])
-        self.step()
-        return done
+        with contextlib.suppress(PowerLossError):
+            self.step()
+            done = call(view[: self.need(len(view))])
+            node = self._nodes.get(os.fstat(descriptor).st_ino)
+            if isinstance(node, File):
+                node.touch(start, start + done)
+            self.step()
+            return done
+        return len(view)
 
     # --- the calls ---
 
@@ -230,6 +271,9 @@ class UnsyncedFolder:
         if new:
             self.need(SECTOR)
         descriptor = self._real["open"](path, flags, mode)
+        node = folder.now(name)
+        if isinstance(node, File) and flags & os.O_TRUNC:
+            node.touch(0)
         if new:
             made = File(path=watched)
             self._nodes[os.fstat(descriptor).st_ino] = made
@@ -267,15 +311,17 @@ class UnsyncedFolder:
     def _pwrite(self, descriptor: int, data: Any, offset: int) -> int:
         if os.fstat(descriptor).st_ino not in self._nodes:
             return self._real["pwrite"](descriptor, data, offset)
-        return self.write(lambda part: self._real["pwrite"](descriptor, part, offset), data)
+        return self.write(descriptor, lambda part: self._real["pwrite"](descriptor, part, offset), data, offset)
 
     def _ftruncate(self, descriptor: int, length: int) -> None:
-        watched = os.fstat(descriptor).st_ino in self._nodes
-        if watched:
-            self.step()
+        node = None if self.off else self._nodes.get(os.fstat(descriptor).st_ino)
+        if not isinstance(node, File):
+            return self._real["ftruncate"](descriptor, length)
+        self.step()
         self._real["ftruncate"](descriptor, length)
-        if watched:
-            self.step()
+        node.touch(length)
+        self.step()
+        return None
 
     def _rename(self, source: Any, target: Any, **options: Any) -> None:
         one, other = self._watches(source), self._watches(target)
@@ -317,14 +363,14 @@ class UnsyncedFolder:
 
     def _mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         watched = self._watches(path) if dir_fd is None else None
-        if watched is None or os.path.lexists(watched) or not os.path.isdir(os.path.dirname(watched)):
+        if watched is None or os.path.lexists(watched) or not Path(watched).parent.is_dir():
             return self._real["mkdir"](path, mode, dir_fd=dir_fd)
         self.step()
         self.need(SECTOR)
         self._real["mkdir"](path, mode)
         folder, name = self._parent(watched)
         made = Folder()
-        self._nodes[os.stat(watched).st_ino] = made
+        self._nodes[Path(watched).stat().st_ino] = made
         folder.put(name, made)
         self.step()
         return None
@@ -345,10 +391,13 @@ class UnsyncedFolder:
         if node is None:
             return
         self.step()
-        if isinstance(node, Folder):
-            node.sync()
-        else:
-            node.durable = node.content()
+        if self.syncs_left == 0:
+            self.syncs_left = None
+            node.fail()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self.syncs_left is not None:
+            self.syncs_left -= 1
+        node.sync()
         self.step()
 
     def _fdatasync(self, descriptor: int) -> None:
@@ -406,12 +455,12 @@ class UnsyncedFolder:
             shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else self._real["unlink"](entry.path)
         self._nodes = {}
         self._tree = self._put(self.root, self.left)
-        self.off, self.steps_left = False, None
+        self.off, self.steps_left, self.syncs_left = False, None, None
         self.life += 1
 
     def _put(self, place: Path, found: dict[str, Any]) -> Folder:
         made = Folder()
-        self._nodes[os.stat(place).st_ino] = made
+        self._nodes[place.stat().st_ino] = made
         for name, below in found.items():
             path = place / name
             if isinstance(below, dict):
@@ -421,6 +470,6 @@ class UnsyncedFolder:
                 path.write_bytes(below)  # nobody watches while it is off
                 if name not in TRUSTED:
                     file = File(below, str(path))
-                    self._nodes[os.stat(path).st_ino] = file
+                    self._nodes[path.stat().st_ino] = file
                     made.names[name] = [file]
         return made
