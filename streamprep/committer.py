@@ -55,6 +55,17 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def make_output(folder: Path) -> None:
+    """Make an output folder where there is none, and make durable that it is there: all that is committed hangs on it.
+
+    Nothing else would: an fsync of what lies in a folder says nothing about the folder's own name.
+    """
+    _files.make_folder(folder / STATE_FOLDER)
+    _files.fsync_folder(folder)  # an earlier start may have ended before this
+    with contextlib.suppress(PermissionError):  # a folder above that was there before, and cannot be read
+        _files.fsync_folder(folder.parent)
+
+
 class Committer:
     """The one writer of the output folder.
 

@@ -174,6 +174,7 @@ class Engine:
         self._found: list[tuple[int, str]] = []
         self._homes: dict[Path, set[str]] = {}
         self._executor: Executor | None = None
+        self._run: int | None = None
         self._running: list[_Running] = []
         self._uncommitted: list[tuple[_Running, Outcome]] = []
         self._not_before: dict[tuple[Literal["job", "table"], int], float] = {}
@@ -205,28 +206,37 @@ class Engine:
 
     def run(self) -> Snapshot:
         """Recover, run to the end, publish, and return the final state."""
-        run = None
         try:
-            for line in self.committer.recover():
-                self._tell(f"recovery: {line}")
-            run = self.ledger.start_run(self._now(), __version__)
-            self.ledger.join_all()
-            self._executor = self._make_executor(self.config)
-            self._moved = True  # where named stacks are is looked at in the loop, as after moves
-            self.watcher.start()
-            self._call("run_started", plan=self.plan, config=self.config)
-            self._mode = "running"
-            self._loop()
+            self.start()
+            while not self.round():
+                self._wake.wait(LOOP_SECONDS)
+                self._wake.clear()
         finally:
-            self.watcher.stop()
-            if self._executor is not None:
-                self._executor.stop(wait=False)
-            if run is not None:
-                self._finish(run)
-            self.ledger.close()
-            self._lock_file.close()
+            self.finish()
         assert self._snapshot is not None
         return self._snapshot
+
+    def start(self) -> None:
+        """Recover, and be ready for the first round."""
+        for line in self.committer.recover():
+            self._tell(f"recovery: {line}")
+        self._run = self.ledger.start_run(self._now(), __version__)
+        self.ledger.join_all()
+        self._executor = self._make_executor(self.config)
+        self._moved = True  # where named stacks are is looked at in the loop, as after moves
+        self.watcher.start()
+        self._call("run_started", plan=self.plan, config=self.config)
+        self._mode = "running"
+
+    def finish(self) -> None:
+        """Publish, and let everything go, also where `start` came only half way."""
+        self.watcher.stop()
+        if self._executor is not None:
+            self._executor.stop(wait=False)
+        if self._run is not None:
+            self._finish(self._run)
+        self.ledger.close()
+        self._lock_file.close()
 
     def _finish(self, run: int) -> None:
         try:
@@ -264,32 +274,29 @@ class Engine:
         self._signals = max(1, self._signals)
         self._wake.set()
 
-    def _loop(self) -> None:
-        while True:
-            if self._signals and self._mode != "draining":
-                self._mode = "draining"
-                self._message = "finishing what the workers have; again to end at once"
-            try:
-                if self._mode != "draining":
-                    self._take_in(self.watcher.poll())
-                    self._look_for_removed()
-                    if self._moved:
-                        self._find_stacks_again()
-                        self._moved = False
-                    elif self._look_for_stacks:
-                        self._find_stacks()
-                    self._control()
-                    self._submit()
-                self._collect()
-                self._publish()
-            except OSError as error:  # the ledger or the output cannot be written; nothing was half done
-                self._pause(error)
-                self.watcher.rescan()  # arrivals of this round may not have been recorded
-            self._show()
-            if self._ended():
-                return
-            self._wake.wait(LOOP_SECONDS)
-            self._wake.clear()
+    def round(self) -> bool:
+        """Take in what arrived, hand out work, commit what is done, publish; True when the session has ended."""
+        if self._signals and self._mode != "draining":
+            self._mode = "draining"
+            self._message = "finishing what the workers have; again to end at once"
+        try:
+            if self._mode != "draining":
+                self._take_in(self.watcher.poll())
+                self._look_for_removed()
+                if self._moved:
+                    self._find_stacks_again()
+                    self._moved = False
+                elif self._look_for_stacks:
+                    self._find_stacks()
+                self._control()
+                self._submit()
+            self._collect()
+            self._publish()
+        except OSError as error:  # the ledger or the output cannot be written; nothing was half done
+            self._pause(error)
+            self.watcher.rescan()  # arrivals of this round may not have been recorded
+        self._show()
+        return self._ended()
 
     def _ended(self) -> bool:
         if self._running or (self._uncommitted and self._mode != "draining"):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from streamprep.committer import STATE_FOLDER
+from streamprep.committer import STATE_FOLDER, make_output
 from streamprep.config import Config
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import Ledger, SourceRow
@@ -198,9 +198,8 @@ def open_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple[P
         The outputs were made with another plan and ``new_set`` is off; a daemon is at work there; the folder holds
         results without a ledger.
     """
-    folder, exists = choose_output(config, plan, new_set=new_set)
-    if not exists:
-        (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    folder, _ = choose_output(config, plan, new_set=new_set)
+    make_output(folder)
     return folder, lock_output(folder)
 
 

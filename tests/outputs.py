@@ -52,12 +52,13 @@ def further_forms(output: Path, table: str) -> Iterator[tuple[str, list[str]]]:
         yield path.name, [f"{row['blob/idx'] + 1:06d}@{row['blob/path'].decode()}" for row in rows]
 
 
-def check_invariants(output: Path, *, ended: bool = True) -> None:
-    """What must hold of every output folder whenever no daemon is at work on it.
+def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = None) -> None:
+    """What must hold of every output folder whenever no daemon is at work on it, by its ``ledger``, or a copy of it.
 
     Tables are published one after the other: where no daemon has ``ended`` in order, they may be of different age.
     """
-    database = sqlite3.connect(f"file:{output / '.streamprep' / 'ledger.sqlite'}?mode=ro", uri=True)
+    ledger = ledger or output / ".streamprep" / "ledger.sqlite"
+    database = sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)
     try:
         assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert not database.execute("SELECT * FROM jobs WHERE state = 'claimed'").fetchall(), "I7 orphan claims"

@@ -633,6 +633,15 @@ def test_parts_of_a_compressed_or_turned_stack(tmp_path: Path, packed: str) -> N
     np.testing.assert_array_equal(images, data[3:5])
 
 
+def test_short_writes_are_continued_in_the_header_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.arange(2 * 6 * 8, dtype=np.float32).reshape(2, 6, 8)
+    mrc_output.write(tmp_path / "whole.mrcs", data, pixel_size_angstrom=1.5, stack=True)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, part, at: real(descriptor, bytes(part[:50]), at))
+    mrc_output.write(tmp_path / "short.mrcs", data, pixel_size_angstrom=1.5, stack=True)
+    assert (tmp_path / "short.mrcs").read_bytes() == (tmp_path / "whole.mrcs").read_bytes()
+
+
 def test_a_stack_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
     data = values((6, 8, 6), "f4")
     path = tmp_path / "a.mrcs"

@@ -1,0 +1,132 @@
+"""Whatever happens, and in whichever order: no input is lost, none is doubled, and nothing that was done is undone.
+
+``STREAMPREP_MODEL_EXAMPLES`` says how many sessions are tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from streamprep.committer import Committer
+from streamprep.ledger import Ledger
+from streamprep.sinks import _files
+from tests.reliability.model import Machine, World
+
+EXAMPLES = int(os.environ.get("STREAMPREP_MODEL_EXAMPLES", "15"))
+SETTINGS = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize="STREAMPREP_MODEL_EXAMPLES" not in os.environ,
+    print_blob=True,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if "STREAMPREP_MODEL_EXAMPLES" in os.environ else 240)
+def test_whatever_happens_the_sets_are_those_of_an_uninterrupted_run() -> None:
+    run_state_machine_as_test(Machine, settings=SETTINGS)
+
+
+def test_an_uninterrupted_run_makes_what_the_oracle_wants() -> None:
+    world = World()
+    try:
+        for made in world.inputs:
+            world.write(made)
+        world.end()
+        assert world.disk.left == {}, "there was no power loss"
+    finally:
+        world.close()
+
+
+# --- bugs that it must find ------------------------------------------------------------------------------------------
+
+
+def rows_without_fdatasync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "fdatasync", lambda descriptor: None)
+
+
+def stacks_without_fsync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_files, "fsync_file", lambda path: None)
+
+
+def names_without_fsync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_files, "fsync_folder", lambda path: None)
+
+
+def rename_before_the_data(patch: pytest.MonkeyPatch) -> None:
+    def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(b"".join(chunks))
+        temporary.replace(path)
+        fsync_file(path)
+        fsync_folder(path.parent)
+
+    fsync_file, fsync_folder = _files.fsync_file, _files.fsync_folder
+    patch.setattr(_files, "replace_whole", replace_whole)
+
+
+def row_before_the_pixels(patch: pytest.MonkeyPatch) -> None:
+    later: list[tuple[Any, ...]] = []
+    place, commit = Committer._place, Ledger.commit
+
+    def commit_first(self: Ledger, *args: Any, **options: Any) -> None:
+        commit(self, *args, **options)
+        while later:
+            place(*later.pop())
+
+    patch.setattr(Committer, "_place", lambda *args: later.append(args))
+    patch.setattr(Ledger, "commit", commit_first)
+
+
+def fdatasync_again_after_it_failed(patch: pytest.MonkeyPatch) -> None:
+    fdatasync = os.fdatasync
+
+    def twice(descriptor: int) -> None:
+        try:
+            fdatasync(descriptor)
+        except OSError:
+            fdatasync(descriptor)
+
+    patch.setattr(os, "fdatasync", twice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (rows_without_fdatasync, "I[123]"),
+        (stacks_without_fsync, "I[234]"),
+        (names_without_fsync, "I2"),
+        (rename_before_the_data, "torn"),
+        (row_before_the_pixels, "I2"),
+        (fdatasync_again_after_it_failed, "I[23]"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], found: str) -> None:
+    class Planted(Machine):
+        pass
+
+    Planted.plant = staticmethod(plant)
+    with pytest.raises(AssertionError, match=found):
+        run_state_machine_as_test(
+            Planted,
+            settings=settings(
+                SETTINGS,
+                max_examples=50,
+                derandomize=True,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                print_blob=False,
+            ),
+        )
