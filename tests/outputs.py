@@ -103,3 +103,23 @@ def check_invariants(output: Path, *, ended: bool = True) -> None:
                 assert images == list(rows["rlnImageName"]), f"I5 {further} names other images than {table}"
             assert optics is not None
             assert set(rows["rlnOpticsGroup"]) <= set(optics["rlnOpticsGroup"])
+
+
+TABLES = ("particles.star", "noise.star", "coordinates/particles.star", "coordinates/noise.star")
+
+
+def same_results(output: Path, reference: Path) -> None:
+    """Rows, pixels and coordinate files equal those of an uninterrupted run, and the invariants hold."""
+    for table in TABLES:
+        assert rows_of(output / table) == rows_of(reference / table)
+    for table in ("particles.star", "noise.star"):
+        theirs, ours = images_of(reference, table), images_of(output, table)
+        assert ours.keys() == theirs.keys()
+        for name, image in theirs.items():
+            assert np.array_equal(ours[name], image), f"pixels of {name} differ"
+    for kind in ("pos", "pos_noise", "box", "box_noise"):
+        for path in (reference / "coordinates" / kind).rglob("*.*"):
+            same = output / path.relative_to(reference)
+            assert same.read_bytes() == path.read_bytes()
+    check_invariants(output)
+    assert not any((output / ".streamprep" / "staging").iterdir())
