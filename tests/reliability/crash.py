@@ -86,7 +86,7 @@ def make_session(folder: Path, acquisition: Acquisition = SIX) -> None:
     """Simulated micrographs, their coordinates and CTF, and a configuration that settles at once."""
     simulate(folder, acquisition)
     config = folder / "streamprep.toml"
-    quick = '[session]\nsettle_seconds = 0.05\nworkers = 1\ndevice = "cpu"\n'
+    quick = '[session]\nsettle_seconds = 0.05\nworkers = 1\ndevice = "cpu"\nreserve_mib = 0\n'
     config.write_text(config.read_text().replace("[session]\n", quick))
 
 
@@ -130,7 +130,9 @@ class Daemon:
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Until a condition holds, or it has ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition() and self._process.is_alive():
+            assert time.monotonic() < deadline, f"it did not happen in time; the daemon printed: {self.text()}"
             time.sleep(0.001)
 
     def kill(self) -> None:

@@ -16,17 +16,13 @@ import pytest
 from tests.outputs import same_results
 from tests.reliability.crash import Call, Daemon, Point, Strace, lost, make_session, once, points_of, why_no_strace
 
-EVERY = int(os.environ.get("STREAMPREP_KILL_EVERY", "150"))
+EVERY = int(os.environ.get("STREAMPREP_KILL_EVERY", "200"))
 """Every so many-th point is taken."""
 
 SHARDS = int(os.environ.get("STREAMPREP_KILL_SHARDS", "1"))
 """Into so many tests the points are divided, for pytest-xdist."""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(7200),
-    pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace())),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,8 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    if (reason := why_no_strace()) is not None:
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("session")
     make_session(folder)
     once(folder, folder / "warm")
@@ -100,12 +98,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 def test_killed_at_any_system_call_equals_uninterrupted(reference: Reference, tmp_path: Path, shard: int) -> None:
     points = points_of(reference.calls)
     assert len(points) > 500
+    beyond = [Point(name, number) for name, number in dict(points).items()] if EVERY == 1 and shard == 0 else []
     points = points[::EVERY][shard::SHARDS]
     output = tmp_path / "output"
     killed = 0
     for point in points:
         killed += reference.killed(output, point)
         reference.finish(output, point)
+    for point in beyond:  # no two runs take equally long, so some have a few more
+        while reference.killed(output, point := Point(point.name, point.number + 1)):
+            reference.finish(output, point)
+        shutil.rmtree(output)
     print(f"killed at {killed} of {len(points)} points")
     assert killed > 0.9 * len(points)
 
