@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def images_of(output: Path, table: str) -> dict[str, npt.NDArray[np.float32]]:
     for name in read_table(output / table)[1]["rlnImageName"]:
         number, _, stack = name.partition("@")
         if stack not in stacks:
-            assert mrcfile.validate(output / stack), f"{stack} is not a valid MRC file"
+            said = io.StringIO()
+            assert mrcfile.validate(output / stack, print_file=said), f"{stack} is not valid: {said.getvalue()}"
             pixels = mrcfile.read(output / stack)
             stacks[stack] = pixels if pixels.ndim == 3 else pixels[None]  # mrcfile takes one image for no stack
         assert name not in images, f"{name} appears twice"
