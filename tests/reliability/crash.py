@@ -208,14 +208,12 @@ def _initialize_without(sync: Sync, config: Config) -> None:
 _initialize = workers.initialize
 
 
-def once(folder: Path, output: Path) -> str:
-    """Run to the end without any disturbance; what it printed."""
+def once(folder: Path, output: Path) -> None:
+    """Run to the end without any disturbance."""
     daemon = Daemon(folder, output)
     daemon.release()
     assert daemon.wait() == 0, daemon.text()
-    text = daemon.text()
     daemon.forget()
-    return text
 
 
 # --- death at a system call ------------------------------------------------------------------------------------------
