@@ -64,8 +64,8 @@ CALLS = (
 )
 """System calls that change what a folder holds, or make the change durable; of openat those that make a file."""
 
-Sync = Literal["files", "folders", "rows"]
-"""A kind of sync that a planted bug leaves out: fsync of files, fsync of folders, fdatasync of row logs."""
+Sync = Literal["files", "rows"]
+"""A kind of sync that a planted bug leaves out: fsync of files, fdatasync of row logs."""
 
 SIX = Acquisition(micrographs=6, size_px=256, particles=3, box_size_px=48, seed=5)
 PATIENCE_SECONDS = 60.0
@@ -190,14 +190,14 @@ class _Multiprocessing:
 def _leave_out(sync: Sync) -> None:
     fsync = os.fsync
 
-    def some(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode) != (sync == "folders"):
+    def of_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             fsync(descriptor)
 
     if sync == "rows":
         os.fdatasync = lambda descriptor: None
     else:
-        os.fsync = some
+        os.fsync = of_folders
 
 
 def _initialize_without(sync: Sync, config: Config) -> None:

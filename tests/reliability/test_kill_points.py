@@ -22,7 +22,7 @@ EVERY = int(os.environ.get("STREAMPREP_KILL_EVERY", "200"))
 SHARDS = int(os.environ.get("STREAMPREP_KILL_SHARDS", "1"))
 """Into so many tests the points are divided, for pytest-xdist."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ SHARDS = int(os.environ.get("STREAMPREP_POWER_SHARDS", "1"))
 OPTIONS = ("defaults", "data=writeback,noauto_da_alloc,commit=300")
 """The second has the file system hide as few missing syncs as possible."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
