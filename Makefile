@@ -22,8 +22,11 @@ lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
-	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
+CRASH_JOBS ?= $(shell nproc)
+crash: .venv/.installed-dev ## Kill the daemon at random, at every system call and in its recovery; cut the power 200 times (as root)
+	STREAMPREP_KILLS=200 STREAMPREP_KILL_EVERY=1 STREAMPREP_KILL_SHARDS=64 STREAMPREP_POWER_LOSSES=200 \
+	STREAMPREP_POWER_SHARDS=10 $(BIN)/python -m pytest tests/test_crash.py tests/reliability/test_kill_points.py \
+	  tests/reliability/test_power_loss.py -n $(CRASH_JOBS) --dist worksteal --timeout 7200 -rA
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

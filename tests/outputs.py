@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def images_of(output: Path, table: str) -> dict[str, npt.NDArray[np.float32]]:
     for name in read_table(output / table)[1]["rlnImageName"]:
         number, _, stack = name.partition("@")
         if stack not in stacks:
-            assert mrcfile.validate(output / stack), f"{stack} is not a valid MRC file"
+            said = io.StringIO()
+            assert mrcfile.validate(output / stack, print_file=said), f"{stack} is not valid: {said.getvalue()}"
             pixels = mrcfile.read(output / stack)
             stacks[stack] = pixels if pixels.ndim == 3 else pixels[None]  # mrcfile takes one image for no stack
         assert name not in images, f"{name} appears twice"
@@ -104,3 +106,23 @@ def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = 
                 assert images == list(rows["rlnImageName"]), f"I5 {further} names other images than {table}"
             assert optics is not None
             assert set(rows["rlnOpticsGroup"]) <= set(optics["rlnOpticsGroup"])
+
+
+TABLES = ("particles.star", "noise.star", "coordinates/particles.star", "coordinates/noise.star")
+
+
+def same_results(output: Path, reference: Path) -> None:
+    """Rows, pixels and coordinate files equal those of an uninterrupted run, and the invariants hold."""
+    for table in TABLES:
+        assert rows_of(output / table) == rows_of(reference / table)
+    for table in ("particles.star", "noise.star"):
+        theirs, ours = images_of(reference, table), images_of(output, table)
+        assert ours.keys() == theirs.keys()
+        for name, image in theirs.items():
+            assert np.array_equal(ours[name], image), f"pixels of {name} differ"
+    for kind in ("pos", "pos_noise", "box", "box_noise"):
+        for path in (reference / "coordinates" / kind).rglob("*.*"):
+            same = output / path.relative_to(reference)
+            assert same.read_bytes() == path.read_bytes()
+    check_invariants(output)
+    assert not any((output / ".streamprep" / "staging").iterdir())
