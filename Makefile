@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash fuzz bench clean
+.PHONY: help demo test quick lint crash faults fuzz bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 
 crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
 	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
+
+faults: .venv/.installed-dev ## Every test of the thirty cases in docs/guarantees.md, the long ones, too (all of them: as root, with fiu-utils)
+	STREAMPREP_FAULTS=1 $(BIN)/python -m pytest -m case -n 2 --dist worksteal --timeout 1800
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

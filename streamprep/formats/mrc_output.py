@@ -66,8 +66,10 @@ class StackWriter:
         stored = np.ascontiguousarray(images, self._dtype)
         self._statistics[start] = _Statistics.of(stored)
         place = self._offset + start * math.prod(self._shape[1:]) * self._dtype.itemsize
-        view = memoryview(stored.reshape(-1).view(np.uint8).data)
-        while view:
+        self._put(memoryview(stored.reshape(-1).view(np.uint8).data), place)
+
+    def _put(self, view: memoryview, place: int) -> None:
+        while view:  # a write may take a part of the bytes only
             done = os.pwrite(self._file.fileno(), view, place)
             view, place = view[done:], place + done
 
@@ -78,7 +80,7 @@ class StackWriter:
         raw = np.frombuffer(os.pread(self._file.fileno(), HEADER_BYTES, 0), HEADER_DTYPE).copy()
         raw["nz"] = self._shape[0]
         _Statistics.together(written).put_into(raw[0])
-        os.pwrite(self._file.fileno(), raw.tobytes(), 0)
+        self._put(memoryview(raw.tobytes()), 0)
 
 
 def write(
