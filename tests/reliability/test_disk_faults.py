@@ -13,7 +13,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,60 @@ def test_a_disk_that_takes_nothing_pauses_the_session(
 
 
 # --- away ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[tuple[Callable[[Path], None], Path]]:
+    """Mounts an ext4 of its own at a folder, checked before each time; and the file that tells it of an error."""
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    missing = [name for name in ("mkfs.ext4", "e2fsck", "losetup") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    attached = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    mounted: list[Path] = []
+
+    def mount_at(folder: Path) -> None:
+        subprocess.run(["e2fsck", "-fy", device], check=False, capture_output=True)
+        folder.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-o", "errors=remount-ro", device, folder], check=True)
+        mounted.append(folder)
+
+    try:
+        yield mount_at, Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+    finally:
+        for folder in mounted:
+            unmount(folder)
+        subprocess.run(["losetup", "--detach", device], check=False)
+
+
+@pytest.mark.case(9, where="root")
+def test_an_output_that_turns_read_only_pauses_the_session_and_loses_nothing(
+    fresh: Session, reference: Session, ext4: tuple[Callable[[Path], None], Path]
+) -> None:
+    """As a file system does that found an error; it is checked and mounted again before the next start."""
+    mount_at, trigger = ext4
+    mount_at(fresh.output)
+    if not trigger.exists():
+        pytest.skip("this kernel cannot be told of an error")
+    told = run_ended_by_a_signal(fresh, lambda: trigger.write_text("1") and None)
+    assert told.jobs.get("done", 0) == 0
+    assert len(told.pauses) == PAUSES + 1, "one try for each pause, and a last one"
+    assert np.diff(told.pauses[:PAUSES]).min() >= DISK_RETRY_SECONDS
+    assert "the output cannot be written" in told.messages[0]
+    assert told.modes[-1] == "finished"
+    subprocess.run(["umount", fresh.output], check=True)
+    mount_at(fresh.output)
+    assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
+    shutil.rmtree(fresh.output / "lost+found")
+    same_results(fresh, reference)
 
 
 @pytest.mark.case(9, where="root")
