@@ -185,11 +185,12 @@ class _Unstored(Exception):  # noqa: N818 - an outcome, not an error
 
 
 @contextlib.contextmanager
-def _storing() -> Iterator[None]:
+def _storing(folder: Path) -> Iterator[None]:
+    """Around all that is written into a job's staging folder; its own may be gone with the whole output."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS and folder.parent.is_dir():
             raise
         raise _Unstored(error) from error
 
@@ -329,12 +330,12 @@ class _Noted:
         self._file: IO[bytes] | None = None
 
     def write(self, name: str) -> None:
+        if self._path is None:
+            return
         if self._file is None:
-            if self._path is None:
-                return
-            with _storing():
+            with _storing(self._path.parent):
                 self._file = self._path.open("wb", buffering=0)
-        with _storing():  # a longer one's end may stay
+        with _storing(self._path.parent):  # a longer one's end may stay
             os.pwrite(self._file.fileno(), name.encode(errors="backslashreplace") + b"\n", 0)
 
     def close(self) -> None:
@@ -416,7 +417,7 @@ def _process(
     image = worker.plugins.hook.read_item(item=job.item)
     if not _same(identity_at(job.item.path), job.identity):
         return Outcome("changed", f"the {job.item.kind} file changed while it was read")
-    with _storing():
+    with _storing(job.folder):
         job.folder.mkdir()  # and not what it lies in: where the output was unmounted, nothing is to take its place
     used_as_they_are = ("mask", "other")
     entries = {
@@ -483,7 +484,7 @@ def _process(
         )
     else:
         raise InputError(job.item.path, "no table came with it")
-    with _storing():
+    with _storing(job.folder):
         staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
     return Outcome("done", staged=staged, remarks=image.remarks)
 

@@ -15,6 +15,8 @@ from tests.conftest import Session
 from tests.reliability.pausing import run
 
 Mount = Callable[..., Path]
+LONG = bool(os.environ.get("STREAMPREP_FAULTS"))
+"""What takes long, such as each session under libfiu, is part of `make faults` alone."""
 
 
 def unmount(folder: Path) -> None:

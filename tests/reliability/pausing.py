@@ -103,7 +103,7 @@ def run(config: Path, begin: Callable[[], None], end: Callable[[], None], moment
     clock = Clock()
     faults = Faults(clock, begin, end, moment)
     loaded = load(config, ["session.device=cpu", "session.settle_seconds=0", "session.reserve_mib=0",
-                           'session.events="off"', *overrides])  # fmt: skip
+                           'session.events="off"', "session.max_attempts=1", *overrides])  # fmt: skip
     plugins = load_plugins(environ={})
     plugins.manager.register(faults)
     engine = Engine(loaded, plugins, resolve(loaded, plugins), once=True, executor=InlineExecutor, clock=clock)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamprep.engine import DISK_RETRY_SECONDS
+from streamprep.config import load
+from streamprep.engine import DISK_RETRY_SECONDS, Engine
 from streamprep.model import OutputError
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from streamprep.sinks import _files
+from streamprep.workers import InlineExecutor, ItemJob, Outcome
 from tests.conftest import Session
 from tests.outputs import check_invariants
 from tests.reliability import pausing
-from tests.reliability.conftest import Mount, unmount
+from tests.reliability.conftest import LONG, Mount, unmount
 from tests.reliability.pausing import PAUSES, Fault, Told, preload, run
 from tests.test_crash import same_results
-
-LONG = bool(os.environ.get("STREAMPREP_FAULTS"))
-"""A session under libfiu takes seconds to begin, so those run in `make faults` alone."""
 
 
 def fill(folder: Path, leave: int = 0) -> None:
@@ -103,6 +106,52 @@ def test_a_limit_on_files_pauses_the_session(fresh: Session, reference: Session,
         moment,
     )
     paused_and_lost_nothing(told, fresh, reference, "the output cannot be written")
+
+
+@pytest.mark.case(5)
+def test_a_full_disk_is_tried_no_more_often_while_the_last_jobs_end(
+    fresh: Session, reference: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal came while the session was paused, and one worker is still at work."""
+    clock, tries, patched = pausing.Clock(), [], pytest.MonkeyPatch()
+
+    class Late(InlineExecutor):
+        """Gives the first job back at once, the others after a minute."""
+
+        size = 1
+        held: Future[Outcome] = Future()
+
+        def submit(self, job: Any) -> Future[Outcome]:
+            made = super().submit(job)
+            if isinstance(job, ItemJob):
+                waiting.append(made)
+                return made if len(waiting) == 1 else self.held
+            return made
+
+        def check(self) -> None:
+            if tries and clock.time - tries[0] > 60 and not self.held.done():
+                self.held.set_result(waiting[1].result())
+
+    waiting: list[Future[Outcome]] = []
+
+    def full(*_: Any) -> None:
+        tries.append(clock.time)
+        engine.stop()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = load(fresh.config, ["session.device=cpu", "session.settle_seconds=0", "session.reserve_mib=0"])
+    plugins = load_plugins(environ={})
+    engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=Late, clock=clock)
+    monkeypatch.setattr(engine, "_wake", pausing.Instant())
+    patched.setattr(_files, "append", full)
+    try:
+        engine.run()
+    finally:
+        patched.undo()
+    assert len(tries) > 3
+    assert np.diff(tries[:-1]).min() >= DISK_RETRY_SECONDS, "but for the last one, when nothing else is left to do"
+    assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
+    same_results(fresh, reference)
 
 
 # --- faults of the C library -----------------------------------------------------------------------------------------

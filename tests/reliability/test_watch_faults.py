@@ -242,9 +242,8 @@ def test_a_watched_folder_that_was_unmounted_has_nothing_new_when_it_is_back(
         unmount(kept)
 
 
-@pytest.mark.case(27, where="root")
+@pytest.mark.case(20, where="root")
 def test_a_session_reads_a_folder_that_nobody_may_write(fresh: Session, reference: Session, mount: Mount) -> None:
-    """And that has no events of what is mounted elsewhere."""
     folder = fresh.folder / "Micrographs"
     away = folder.rename(fresh.folder / "away")
     mount(folder, "size=4m")
