@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash fuzz bench clean
+.PHONY: help demo test quick lint crash faults fuzz bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ crash: .venv/.installed-dev ## Kill the daemon at random, at every system call a
 	STREAMPREP_KILLS=200 STREAMPREP_KILL_EVERY=1 STREAMPREP_KILL_SHARDS=64 STREAMPREP_POWER_LOSSES=200 \
 	STREAMPREP_POWER_SHARDS=10 $(BIN)/python -m pytest tests/test_crash.py tests/reliability/test_kill_points.py \
 	  tests/reliability/test_power_loss.py -n $(CRASH_JOBS) --dist worksteal --timeout 7200 -rA
+
+faults: .venv/.installed-dev ## Every test of the thirty cases in docs/guarantees.md, the long ones, too (all of them: as root, with fiu-utils)
+	STREAMPREP_FAULTS=1 $(BIN)/python -m pytest -m case -n 2 --dist worksteal --timeout 1800
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

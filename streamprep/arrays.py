@@ -354,6 +354,23 @@ GPU_SHARE = 1 / 24
 """Of the free memory of a GPU that a part of a stack may take; the rest is for what the operations make of it."""
 
 
+_halvings = 0
+"""How often this process was told to work in smaller parts."""
+
+
+def is_of_gpu(error: MemoryError) -> bool:
+    """Whether it was the memory of a GPU that did not suffice."""
+    return type(error).__module__.partition(".")[0] == "cupy"
+
+
+def work_in_smaller_parts() -> None:
+    """Halve what `images_in_part` says from now on, and give back what is kept of a GPU's memory and not in use."""
+    global _halvings
+    _halvings += 1
+    if "cupy" in sys.modules:
+        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+
+
 def images_in_part(pixels: Array) -> int:
     """How many images (n, ny, nx) to work on at a time where this array is."""
     room = float(CACHE_BYTES)
@@ -362,7 +379,7 @@ def images_in_part(pixels: Array) -> int:
 
         free, _ = cupy.cuda.runtime.memGetInfo()
         room = GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes())
-    return max(1, int(room / max(1, 4 * math.prod(pixels.shape[1:]))))
+    return max(1, int(room / 2**_halvings / max(1, 4 * math.prod(pixels.shape[1:]))))
 
 
 def map_threads() -> int:

@@ -41,6 +41,11 @@ class Session(_Section):
     start_timeout_seconds: float = Field(
         120.0, gt=0, description="Worker processes that take up nothing for this long are stopped [s]."
     )
+    worker_memory_mib: int = Field(
+        0,
+        ge=0,
+        description="Memory that a worker process may take [MiB]; 0: 90 % of the machine's, without limit on a GPU.",
+    )
     max_attempts: int = Field(3, ge=1, description="A job that fails this often is put aside as failed.")
     stop_after_failures: int = Field(
         10, ge=1, description="Stop taking new work when one operation fails on this many items in a row."

@@ -240,7 +240,8 @@ class Engine:
 
     def _finish(self, run: int) -> None:
         try:
-            self.committer.publish(force=True)
+            if self._output_is_ours():
+                self.committer.publish(force=True)
         except (OSError, StreamprepError) as error:
             self._tell(f"the tables could not be published: {error}; the next start does it")
         with contextlib.suppress(OSError):
@@ -281,15 +282,9 @@ class Engine:
             self._message = "finishing what the workers have; again to end at once"
         try:
             if self._mode != "draining":
-                self._take_in(self.watcher.poll())
-                self._look_for_removed()
-                if self._moved:
-                    self._find_stacks_again()
-                    self._moved = False
-                elif self._look_for_stacks:
-                    self._find_stacks()
                 self._control()
-                self._submit()
+                if not self._is_paused():
+                    self._look_and_submit()
             self._collect()
             self._publish()
         except OSError as error:  # the ledger or the output cannot be written; nothing was half done
@@ -297,6 +292,16 @@ class Engine:
             self.watcher.rescan()  # arrivals of this round may not have been recorded
         self._show()
         return self._ended()
+
+    def _look_and_submit(self) -> None:
+        self._take_in(self.watcher.poll())
+        self._look_for_removed()
+        if self._moved:
+            self._find_stacks_again()
+            self._moved = False
+        elif self._look_for_stacks:
+            self._find_stacks()
+        self._submit()
 
     def _ended(self) -> bool:
         if self._running or (self._uncommitted and self._mode != "draining"):
@@ -567,9 +572,7 @@ class Engine:
         done = [running for running in self._running if running.future.done()]
         self._running = [running for running in self._running if not running.future.done()]
         self._uncommitted += [(running, running.future.result()) for running in done]
-        if self._clock() < self._paused_until and self._mode != "draining":
-            return
-        while self._uncommitted:
+        while self._uncommitted and not self._is_paused():
             running, outcome = self._uncommitted[0]
             if running.table is not None:
                 self._table_ended(running.table, outcome)
@@ -641,6 +644,9 @@ class Engine:
             self._item_finished(job.item, "superseded", "the file was removed before it was processed")
         elif outcome.verdict == "waits":
             self.ledger.job_waits(job.id, outcome.reason or "waits")
+        elif outcome.verdict == "unstored":
+            self.ledger.release(job.id)
+            self._pause(outcome.trouble or OSError(errno.EIO, os.strerror(errno.EIO)))
         elif outcome.verdict == "unstarted":
             self.ledger.release(job.id)
             self._not_before["job", job.id] = self._clock() + 1.0
@@ -730,9 +736,12 @@ class Engine:
 
     # --- disk ---
 
+    def _is_paused(self) -> bool:
+        """Whether writing has to wait; once more, at the end, it does not."""
+        last_try = self._mode == "draining" and not self._running
+        return self._clock() < self._paused_until and not last_try
+
     def _disk_is_full(self) -> bool:
-        if self._clock() < self._paused_until:
-            return True
         free, reserve = self._disk_free(), self.config.session.reserve_mib << 20
         if free < reserve:
             said = f"{free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)"
@@ -769,9 +778,10 @@ class Engine:
         if self._clock() < self._next_control:
             return
         self._next_control = self._clock() + 1.0
-        lock = self.output / STATE_FOLDER / "lock"
-        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(self._lock_file.fileno())):
+        if not self._output_is_ours():
             raise OutputError(f"{self.output}: was removed or replaced while the session ran; nothing more is written")
+        if self._is_paused():
+            return
         for path in sorted((self.output / STATE_FOLDER).glob("request-*.json")):
             try:
                 request = json.loads(path.read_text())
@@ -784,6 +794,16 @@ class Engine:
                 self._mode, self._message = "running", ""
             self._tell(f"retry: {count} failed items are taken up again")
             self.watcher.rescan()
+
+    def _output_is_ours(self) -> bool:
+        """Whether the lock is still the one that was taken; where that cannot be told, writing will say why."""
+        try:
+            found = (self.output / STATE_FOLDER / "lock").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return os.path.samestat(found, os.fstat(self._lock_file.fileno()))
 
     def _tell(self, message: str) -> None:
         log.warning("%s", message)

@@ -7,9 +7,12 @@ between the processes, never pixels.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
@@ -28,7 +31,7 @@ import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
 from streamprep import formats
-from streamprep.arrays import Backend, choose_backend, keep_freed_memory
+from streamprep.arrays import Backend, choose_backend, is_of_gpu, keep_freed_memory, work_in_smaller_parts
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
@@ -68,8 +71,11 @@ from streamprep.stacks import NotYet, make_particles
 
 log = logging.getLogger(__name__)
 
-Verdict = Literal["done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted", "waits"]
-"""``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it. ``waits``: for a file to grow."""
+Verdict = Literal[
+    "done", "rejected", "bad-input", "failed", "lost", "changed", "gone", "unstarted", "unstored", "waits"
+]
+"""``lost``: its worker died or was stopped. ``unstarted``: no worker ever had it. ``unstored``: the disk did not take
+its results. ``waits``: for a file to grow."""
 
 WORKER = "a worker process"
 """Stands where an operation's name would, for what no operation is to blame for."""
@@ -79,6 +85,18 @@ RUNNING = "running"
 
 KEPT_TABLES = 8
 """A worker keeps the newest versions of so many tables as it read them."""
+
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE,
+    errno.ENOTCONN,
+)  # fmt: skip
+"""Of a disk that is full, limited, broken or away: no fault of the job whose results were to be staged."""
+
+MEMORY_SHARE = 0.9
+"""Of the machine's memory that one worker may take unless the configuration says how much."""
+
+SMALLER_PARTS = 3
+"""A job is begun anew so often when the memory of a GPU ran out, each time with parts of half the size."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -118,6 +136,8 @@ class Outcome:
     reason: str | None = None
     operation: str | None = None
     trace: str | None = None
+    trouble: OSError | None = None
+    """Why its results are ``unstored``."""
     doubted: JobInput | None = None
     """The input that is not what the job was made of, where that is why it ``changed``."""
     staged: tuple[Staged, ...] = ()
@@ -156,6 +176,25 @@ class _Stale(Exception):  # noqa: N818 - an outcome, not an error
         self.made, self.reason = made, reason
 
 
+class _Unstored(Exception):  # noqa: N818 - an outcome, not an error
+    """The disk does not take what a job makes."""
+
+    def __init__(self, trouble: OSError) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
+@contextlib.contextmanager
+def _storing(folder: Path) -> Iterator[None]:
+    """Around all that is written into a job's staging folder; its own may be gone with the whole output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS and folder.parent.is_dir():
+            raise
+        raise _Unstored(error) from error
+
+
 _worker: _Worker | Outcome | None = None
 """What jobs need; or, where it could not be made, what to answer to every job."""
 
@@ -179,6 +218,8 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
         plugins = load_plugins(block=config.plugins.block)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         backend = choose_backend(config.session.device)
+        if die_with_parent:
+            _limit_memory(config.session.worker_memory_mib << 20, own_limit=backend.name != "gpu")
         plan = resolve(config, plugins)
         wanted = frozenset(kind for kinds in required_kinds(config, plan).values() for kind in kinds)
         if config.ctf is not None:
@@ -187,6 +228,17 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
     except Exception as error:
         said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
         _worker = Outcome("failed", said, WORKER, traceback.format_exc())
+
+
+def _limit_memory(limit: int, *, own_limit: bool) -> None:
+    """Let an operation that eats memory fail with a MemoryError, and spare the daemon where the kernel has to kill."""
+    if not limit and own_limit:
+        limit = int(MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if limit:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _end_with(sentinel: int) -> None:
@@ -216,7 +268,26 @@ def run_job(job: TableJob | ItemJob) -> Outcome:
 
     noted = _Noted(job.folder / RUNNING if isinstance(job, ItemJob) else None)
     try:
-        made = _read_table(_worker, job) if isinstance(job, TableJob) else _process(_worker, job, timer, heard)
+        if isinstance(job, TableJob):
+            made = _read_table(_worker, job)
+        else:
+            for _ in range(SMALLER_PARTS):
+                try:
+                    made = _process(_worker, job, timer, heard)
+                    break
+                except MemoryError as error:
+                    if not is_of_gpu(error):
+                        raise
+                shutil.rmtree(job.folder, ignore_errors=True)
+                noted.close()
+                timings.clear()
+                for texts in (running, *heard.values()):
+                    texts.clear()
+                work_in_smaller_parts()
+            else:
+                made = _process(_worker, job, timer, heard)
+    except _Unstored as unstored:
+        made = Outcome("unstored", str(unstored), trouble=unstored.trouble)
     except Reject as reject:
         made = Outcome("rejected", reject.reason, running[-1] if running else None)
     except _Stale as stale:
@@ -259,15 +330,18 @@ class _Noted:
         self._file: IO[bytes] | None = None
 
     def write(self, name: str) -> None:
+        if self._path is None:
+            return
         if self._file is None:
-            if self._path is None:
-                return
-            self._file = self._path.open("wb", buffering=0)
-        os.pwrite(self._file.fileno(), name.encode(errors="backslashreplace") + b"\n", 0)  # a longer one's end may stay
+            with _storing(self._path.parent):
+                self._file = self._path.open("wb", buffering=0)
+        with _storing(self._path.parent):  # a longer one's end may stay
+            os.pwrite(self._file.fileno(), name.encode(errors="backslashreplace") + b"\n", 0)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        self._file = None
 
 
 def last_running(folder: Path) -> str | None:
@@ -346,7 +420,8 @@ def _process(
     if job.item.kind == "map":
         for name in (name for step in worker.plan.lane("maps") for name in step.params.files().values()):
             require_stacks(worker.config.resolve(name))
-    job.folder.mkdir(parents=True)
+    with _storing(job.folder):
+        job.folder.mkdir()  # and not what it lies in: where the output was unmounted, nothing is to take its place
     used_as_they_are = ("mask", "other")
     entries = {
         made.kind: _companion(worker, made, path) for made, path in job.inputs if made.kind not in used_as_they_are
@@ -412,7 +487,8 @@ def _process(
         )
     else:
         raise InputError(job.item.path, "no table came with it")
-    staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
+    with _storing(job.folder):
+        staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
     return Outcome("done", staged=staged, remarks=image.remarks)
 
 

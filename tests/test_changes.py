@@ -88,6 +88,7 @@ def run_with(session: Session, meddle: Callable[[], Any]) -> tuple[Any, Meddler]
     return engine.run(), meddler
 
 
+@pytest.mark.case(23)
 @pytest.mark.parametrize("how", ["torn", "empty", "gone"])
 def test_a_table_that_is_torn_when_its_job_runs_fails_no_micrograph(session: Session, how: str) -> None:
     table = session.folder / "Coordinates" / "mic_0001_autopick.star"
@@ -110,6 +111,7 @@ def test_a_table_that_is_torn_when_its_job_runs_fails_no_micrograph(session: Ses
     done_without_fault(session)
 
 
+@pytest.mark.case(23)
 def test_coordinates_altered_behind_size_time_and_inode_are_the_ones_used(session: Session) -> None:
     table = session.folder / "Coordinates" / "mic_0001_autopick.star"
     before = table.stat()
@@ -129,6 +131,7 @@ def test_coordinates_altered_behind_size_time_and_inode_are_the_ones_used(sessio
     assert meddler.starts == 2
 
 
+@pytest.mark.case(23)
 def test_a_table_that_never_says_the_same_twice_is_given_up(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader whose digests are not repeatable must not keep the daemon busy for ever."""
     from streamprep import workers
@@ -151,6 +154,7 @@ def test_a_table_that_never_says_the_same_twice_is_given_up(session: Session, mo
 # --- files moved and taken away ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(25)
 def test_micrographs_moved_into_a_sub_folder_are_the_same(session: Session) -> None:
     folder = session.folder / "Micrographs"
     late = session.folder / "late.star"
@@ -171,6 +175,7 @@ def test_micrographs_moved_into_a_sub_folder_are_the_same(session: Session) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.case(25)
 def test_a_waiting_micrograph_that_is_removed_waits_no_longer(session: Session) -> None:
     (session.folder / "Coordinates" / "mic_0003_autopick.star").unlink()
     assert "1 waiting" in once(session).stdout
@@ -248,6 +253,7 @@ def test_a_micrograph_in_the_place_of_a_moved_one_is_another_item(session: Sessi
     check_invariants(session.output)
 
 
+@pytest.mark.case(25)
 def test_what_cannot_be_looked_at_is_not_gone(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +287,7 @@ def test_a_folder_named_as_a_stack_of_results_is_no_trouble(session: Session) ->
     done_without_fault(session, 5)
 
 
+@pytest.mark.case(12)
 def test_results_that_cannot_be_stored_cost_their_own_job(session: Session) -> None:
     (session.output / "particles" / "Micrographs").mkdir(parents=True)
     (session.output / "particles" / "Micrographs" / "mic_0001.mrcs").mkdir()
@@ -318,6 +325,7 @@ def test_files_that_are_no_micrographs_are_told(session: Session) -> None:
 # --- the configuration and the folders it names ----------------------------------------------------------------------
 
 
+@pytest.mark.case(25)
 def test_a_renamed_watched_folder_keeps_its_results(session: Session) -> None:
     done_without_fault(session)
     before = rows_of(session.output / "particles.star")
@@ -342,6 +350,7 @@ def test_a_folder_of_the_same_name_put_first_takes_nothing_over(session: Session
     assert "waiting: Micrographs_2/mic_0009: waits for c" in once(session).stdout
 
 
+@pytest.mark.case(25)
 def test_a_session_moved_as_a_whole_has_nothing_to_do_twice(session: Session) -> None:
     done_without_fault(session)
     before = rows_of(session.output / "particles.star")

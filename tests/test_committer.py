@@ -249,6 +249,7 @@ def test_publishing_takes_a_twentieth_of_the_time_at_most(rig: Rig, monkeypatch:
     assert PARTICLES in rig.committer.publish()
 
 
+@pytest.mark.case(12)
 def test_a_published_table_that_was_taken_away_comes_back(rig: Rig) -> None:
     rig.process("mic_0")
     rig.committer.publish()
@@ -275,6 +276,7 @@ def test_readers_see_the_old_table_or_the_new_one_at_every_moment(rig: Rig, monk
     assert seen == sorted(seen)
 
 
+@pytest.mark.case(22)
 def test_rows_of_an_older_generation_vanish_from_the_next_publication(rig: Rig) -> None:
     rig.process("mic_0", 20)
     rig.process("mic_1", 20)
@@ -437,6 +439,7 @@ FULL: list[tuple[Any, str, Callable[[], Any]]] = [
 ]
 
 
+@pytest.mark.case(5, 6)
 @pytest.mark.parametrize(("owner", "name", "make"), FULL, ids=[f"{at}-{case[1]}" for at, case in enumerate(FULL)])
 def test_a_full_disk_leaves_nothing_and_the_same_commit_succeeds_later(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, make: Callable[[], Any]
@@ -464,6 +467,7 @@ def test_a_full_disk_leaves_nothing_and_the_same_commit_succeeds_later(
     rig.check_logs()
 
 
+@pytest.mark.case(5)
 def test_a_full_disk_while_publishing_keeps_the_older_table(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.process("mic_0")
     rig.committer.publish()
@@ -478,6 +482,7 @@ def test_a_full_disk_while_publishing_keeps_the_older_table(rig: Rig, monkeypatc
     assert rig.count() == 6
 
 
+@pytest.mark.case(5)
 def test_a_pos_file_that_could_not_be_written_is_written_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.arrive("mic_0", "1")
     work = rig.stage(rig.claim())
@@ -492,6 +497,7 @@ def test_a_pos_file_that_could_not_be_written_is_written_later(rig: Rig, monkeyp
     assert (rig.output / "coordinates/pos/Micrographs/mic_0.pos").exists()
 
 
+@pytest.mark.case(7)
 def test_names_are_made_durable_again_when_it_failed_the_first_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever sync of a folder fails: once the commit succeeds, each folder was synced after it got its last name."""
     synced: dict[str, list[str]] = {}
@@ -596,6 +602,7 @@ def test_recovery_restores_pos_files(rig: Rig) -> None:
     rig.close()
 
 
+@pytest.mark.case(12)
 def test_lost_rows_are_told(rig: Rig) -> None:
     rig.process("mic_0")
     path = rig.committer.rows_path(PARTICLES)
@@ -613,6 +620,7 @@ def test_lost_rows_are_told(rig: Rig) -> None:
     rig.close()
 
 
+@pytest.mark.case(12)
 @pytest.mark.parametrize("what", ["missing", "shorter"])
 def test_lost_stacks_are_told(rig: Rig, what: str) -> None:
     for number in range(2):
@@ -630,6 +638,7 @@ def test_lost_stacks_are_told(rig: Rig, what: str) -> None:
     rig.close()
 
 
+@pytest.mark.case(12)
 def test_rows_that_are_lost_while_it_runs_are_not_made_up(rig: Rig) -> None:
     rig.process("mic_0")
     os.truncate(rig.committer.rows_path(PARTICLES), 10)
@@ -769,6 +778,7 @@ def test_a_crash_at_any_step_leaves_all_or_nothing_and_the_work_can_go_on(
     assert set(done_at) == {0, 1, 2}
 
 
+@pytest.mark.case(3)
 def test_crashes_in_recovery_over_and_over_do_no_harm(
     tmp_path: Path, template: Path, unharmed: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_paused_session_says_why() -> None:
     assert "the disk is full" in text
 
 
+@pytest.mark.case(20)
 @given(st.text())
 def test_text_from_outside_cannot_steer_the_terminal(name: str) -> None:
     assert clean(name).isprintable()
@@ -290,6 +291,7 @@ def on_terminal() -> Iterator[Callable[[list[str], Path], Terminal]]:
         terminal.close()
 
 
+@pytest.mark.case(4)
 def test_a_second_interrupt_leaves_the_terminal_as_it_was(
     empty_session: Session, on_terminal: Callable[[list[str], Path], Terminal]
 ) -> None:

@@ -75,6 +75,7 @@ def make(session: Session) -> Callable[..., tuple[Engine, Spy]]:
     return build
 
 
+@pytest.mark.case(5)
 def test_a_full_disk_pauses_and_goes_on_by_itself(
     session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_full_disk_pauses_and_goes_on_by_itself(
     check_invariants(session.output)
 
 
+@pytest.mark.case(5)
 def test_intake_pauses_below_the_reserve(
     session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +191,7 @@ def test_marks_of_patterns_in_the_sessions_own_path(session: Session) -> None:
     assert "3 micrographs done, 0 waiting" in done.stdout
 
 
+@pytest.mark.case(6)
 def test_a_full_disk_under_the_ledger_loses_nothing(
     session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_a_full_disk_under_the_ledger_loses_nothing(
     check_invariants(session.output)
 
 
+@pytest.mark.case(12)
 def test_rows_lost_behind_our_back_end_the_session(session: Session, make: Callable[..., tuple[Engine, Spy]]) -> None:
     assert session.once().returncode == 0
     (session.folder / "Coordinates" / "mic_0001_autopick.star").write_text(

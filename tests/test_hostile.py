@@ -88,6 +88,7 @@ CASES: dict[str, tuple[str, str, bytes, str]] = {
 }
 
 
+@pytest.mark.case(16, 17, 19, 29)
 def test_every_case_has_its_verdict_and_the_session_goes_on(session: Session) -> None:
     session.edit('[ctf]\ntable = "micrographs_ctf.star"', "")
     for folder, name, data, _ in CASES.values():
@@ -109,6 +110,7 @@ def test_every_case_has_its_verdict_and_the_session_goes_on(session: Session) ->
     assert not [line for line in again.stdout.splitlines() if line.startswith("failed ")], "the verdicts are fixed"
 
 
+@pytest.mark.case(20)
 def test_names_that_try_to_be_something_else(session: Session) -> None:
     """Case 20: a FIFO, a folder called like a micrograph, link loops, newlines, HTML, bytes that are no text."""
     folder = session.folder / "Micrographs"
@@ -127,6 +129,7 @@ def test_names_that_try_to_be_something_else(session: Session) -> None:
     check_invariants(session.output)
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("read", "name", "text"),
     [
@@ -149,6 +152,7 @@ def test_a_large_table_with_a_fault_at_its_beginning_is_never_taken_into_memory(
         read(path)
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -193,6 +193,7 @@ def test_two_files_that_would_be_one_item_are_told(rig: Rig) -> None:
     assert "has the same name as mic.mrc" in failure["reason"]
 
 
+@pytest.mark.case(23)
 def test_a_micrograph_that_changes_while_it_is_worked_on_supersedes_the_job(rig: Rig) -> None:
     ready(rig, 1)
     (old,) = rig.claim()
@@ -267,6 +268,7 @@ def joined(
         return made
 
 
+@pytest.mark.case(26)
 @settings(max_examples=40, deadline=None)
 @given(st.permutations(PLAIN))
 def test_any_order_of_arrival_gives_the_same_jobs(arrivals: Arrivals) -> None:
@@ -873,6 +875,7 @@ def test_a_commit_happens_once(rig: Rig) -> None:
     assert rig.live_items() == ["Micrographs/mic_1"]
 
 
+@pytest.mark.case(22)
 @pytest.mark.parametrize("changed", ["micrograph", "coordinates"])
 def test_older_rows_stay_until_the_newer_replace_them_never_both_never_neither(rig: Rig, changed: str) -> None:
     ready(rig, 1, 2)
@@ -953,6 +956,7 @@ def test_what_is_on_the_disk_at_any_moment_is_what_was_committed(rig: Rig, tmp_p
     after.ledger.close()
 
 
+@pytest.mark.case(6)
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(rig: Rig) -> None:
     ready(rig, 1)
     (job,) = rig.claim()
@@ -1000,6 +1004,7 @@ def test_the_cost_of_an_item_does_not_grow_with_the_session(rig: Rig) -> None:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(10)
 @pytest.mark.parametrize("remote", [False, True], ids=["write-ahead log", "rollback journal"])
 def test_a_second_connection_is_refused_and_the_first_goes_on(tmp_path: Path, remote: bool) -> None:
     rig = Rig(tmp_path / "ledger.sqlite", remote=remote)
@@ -1024,6 +1029,7 @@ def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path
             Ledger(path)
 
 
+@pytest.mark.case(11)
 def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "ledger.sqlite")
     ready(rig, *range(40))
@@ -1044,6 +1050,7 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
 # --- hostile names ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_matched_worked_on_and_shown(rig: Rig, name: str) -> None:
     folder = f"grid {name}"
@@ -1072,6 +1079,7 @@ def test_hostile_names_are_matched_worked_on_and_shown(rig: Rig, name: str) -> N
     assert rig.ledger.retry(name) == 1
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_in_reasons_and_problems_are_kept_as_text(rig: Rig, name: str) -> None:
     table = rig.notice(f"{name}.star", "coordinates", "Coordinates")

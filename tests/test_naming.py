@@ -26,6 +26,7 @@ file_part = any_name.filter(lambda name: name not in ("", ".", "..") and "/" not
 # --- safe_part -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(20, 29)
 @given(any_name)
 @example("")
 @example(".")
@@ -89,6 +90,7 @@ def test_an_item_is_named_by_its_folders_and_its_stem(relative: str, name: str) 
     assert item_name("Micrographs", relative) == name
 
 
+@pytest.mark.case(20, 29)
 @given(st.lists(file_part, min_size=1, max_size=4))
 @example(["..", "..", "x"])
 @example(["a\\b"])

@@ -121,6 +121,7 @@ def test_relion_reads_and_classifies(kind: str, request: pytest.FixtureRequest) 
     assert ("rlnDefocusU" in classified) == bool(ctf)
 
 
+@pytest.mark.case(13)
 @pytest.mark.slow
 def test_large_micrograph_is_copied_in_slowly_while_it_runs(
     data: Path, empty_session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
@@ -162,6 +163,7 @@ def test_large_micrograph_is_copied_in_slowly_while_it_runs(
 # --- streaming -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(26)
 def test_order_of_arrival_does_not_matter(
     session: Session, tmp_path: Path, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:
@@ -206,6 +208,7 @@ def read_table_of_ctf(path: Path) -> tuple[object, dict[str, float]]:
     return read["optics"], dict(zip(rows["rlnMicrographName"], rows["rlnDefocusU"], strict=True))
 
 
+@pytest.mark.case(22)
 def test_rewritten_coordinates_replace_the_older_rows(session: Session) -> None:
     assert session.once().returncode == 0
     before = rows_of(session.output / "particles.star")
@@ -253,6 +256,7 @@ def test_watched_folders_are_never_written_to(session: Session) -> None:
     assert state() == before
 
 
+@pytest.mark.case(26)
 def test_what_waits_is_listed_with_what_it_waits_for(session: Session) -> None:
     (session.folder / "Coordinates" / "mic_0003_autopick.star").unlink()
     (session.folder / "Coordinates" / "stranger.star").write_text(picks_text(np.array([[1.0, 2.0]])))
@@ -264,6 +268,7 @@ def test_what_waits_is_listed_with_what_it_waits_for(session: Session) -> None:
     assert "without a micrograph: coordinates for stranger.star" in told
 
 
+@pytest.mark.case(4)
 def test_two_signals_end_at_once_and_nothing_is_lost(
     session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:
@@ -298,6 +303,7 @@ def _alive(pid: int) -> bool:
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(17)
 def test_bad_input_is_named_and_the_session_goes_on(session: Session) -> None:
     micrographs, coordinates = session.folder / "Micrographs", session.folder / "Coordinates"
     whole = (micrographs / "mic_0001.mrc").read_bytes()
@@ -386,6 +392,7 @@ def test_output_of_another_plan_is_refused_and_new_set_begins_beside_it(session:
     assert not (session.folder / "streamprep_out_3").exists()
 
 
+@pytest.mark.case(10)
 def test_second_daemon_is_refused_but_a_stale_lock_is_not(
     session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:
@@ -404,6 +411,7 @@ def test_second_daemon_is_refused_but_a_stale_lock_is_not(
     assert session.once().returncode == 0
 
 
+@pytest.mark.case(11)
 def test_results_without_a_ledger_are_refused(session: Session) -> None:
     assert session.once().returncode == 0
     for path in (session.output / ".streamprep").glob("ledger.sqlite*"):
@@ -414,6 +422,7 @@ def test_results_without_a_ledger_are_refused(session: Session) -> None:
     assert len(rows_of(session.output / "particles.star")) > 0
 
 
+@pytest.mark.case(12)
 def test_a_shortened_row_log_is_reported(session: Session) -> None:
     assert session.once().returncode == 0
     log = session.output / ".streamprep" / "rows" / "particles.star.rows"
@@ -430,6 +439,7 @@ def test_output_around_a_watched_folder_is_refused(session: Session) -> None:
     assert "never written to" in refused.stderr
 
 
+@pytest.mark.case(22)
 def test_rewritten_while_it_waits(session: Session) -> None:
     """A micrograph that is replaced before its coordinates come is processed in its newest form only."""
     picks = session.folder / "Coordinates" / "mic_0001_autopick.star"
@@ -450,6 +460,7 @@ def test_rewritten_while_it_waits(session: Session) -> None:
     check_invariants(session.output)
 
 
+@pytest.mark.case(15)
 def test_files_that_come_during_the_run(
     session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:
@@ -491,6 +502,7 @@ def test_files_that_come_during_the_run(
     check_invariants(session.output)
 
 
+@pytest.mark.case(9)
 def test_a_removed_output_folder_ends_the_session(
     session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:

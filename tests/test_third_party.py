@@ -171,6 +171,7 @@ def test_which_plugins_are_loaded_can_be_chosen(session: Session, installed: dic
     assert "[particles.shine] unknown operation" in refused.stderr
 
 
+@pytest.mark.case(28)
 @pytest.mark.parametrize(
     ("how", "words"),
     [
@@ -219,6 +220,7 @@ def test_a_job_that_nobody_wants_any_more_does_not_keep_its_worker(
     check_invariants(session.output)
 
 
+@pytest.mark.case(28)
 @pytest.mark.parametrize(
     ("how", "setup", "words"),
     [
@@ -255,6 +257,7 @@ def test_what_fails_on_every_item_stops_the_session_and_names_itself(
         check_invariants(session.output)
 
 
+@pytest.mark.case(28)
 @pytest.mark.parametrize(
     ("how", "words"), [("nan", "images hold values that are not finite"), ("short", "returned pixels of shape")]
 )
@@ -295,6 +298,7 @@ def test_retry_takes_failed_items_up_again(session: Session, installed: dict[str
     check_invariants(session.output)
 
 
+@pytest.mark.case(28)
 def test_a_systematic_fault_stops_the_intake(session: Session, installed: dict[str, str]) -> None:
     session.append('[micrographs.trouble]\nwhere = "mic"\n')
     session.edit("[session]\n", "[session]\nstop_after_failures = 2\n")

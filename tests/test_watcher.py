@@ -158,6 +158,7 @@ def rig(root: Path) -> Rig:
 # --- settling --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(14)
 def test_a_file_is_yielded_once_after_it_was_unchanged_for_settle_seconds_of_our_clock(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "a.mrc")
     os.utime(root / "a.mrc", (1.0, 1.0))  # copied with its old time: says nothing about whether it is finished
@@ -174,6 +175,7 @@ def test_a_file_is_yielded_once_after_it_was_unchanged_for_settle_seconds_of_our
     assert rig.run(10 * RESCAN, step=POLL) == []
 
 
+@pytest.mark.case(13)
 def test_a_slow_writer_with_pauses_is_waited_for(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "whole.bin", side=64)
     (root / "whole.bin").rename(root / "a.mrc")
@@ -186,6 +188,7 @@ def test_a_slow_writer_with_pauses_is_waited_for(rig: Rig, root: Path) -> None:
     assert arrivals == [[]] * 7 + [[(None, len(data))]]
 
 
+@pytest.mark.case(13)
 def test_a_file_without_a_length_of_its_own_is_yielded_when_it_has_been_still(rig: Rig, root: Path) -> None:
     for _ in range(20):
         with (root / "a.star").open("a") as file:
@@ -196,6 +199,7 @@ def test_a_file_without_a_length_of_its_own_is_yielded_when_it_has_been_still(ri
     assert rig.names() == ["a.star"]
 
 
+@pytest.mark.case(14)
 def test_a_preallocated_file_is_whole_by_its_size_and_still_waited_for(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "a.mrc", side=64, value=1.0)
     with (root / "a.mrc").open("r+b") as file:
@@ -211,6 +215,7 @@ def test_a_preallocated_file_is_whole_by_its_size_and_still_waited_for(rig: Rig,
     assert [found.problem for found in rig.run(3 * SETTLE)] == [None]
 
 
+@pytest.mark.case(14)
 def test_a_preallocated_file_of_zeros_is_not_an_image_yet(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "source.bin")
     (root / "source.bin").unlink()
@@ -220,6 +225,7 @@ def test_a_preallocated_file_of_zeros_is_not_an_image_yet(rig: Rig, root: Path) 
     assert rig.names() == ["a.mrc"]
 
 
+@pytest.mark.case(16)
 def test_a_truncated_file_is_a_problem_after_a_while_and_an_arrival_when_it_is_completed(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "a.mrc", side=32)
     (root / "a.mrc").write_bytes(data[:3000])
@@ -244,6 +250,7 @@ def test_a_header_that_can_never_become_an_image_is_told_at_once(rig: Rig, root:
     assert "not a usable MRC file" in arrival.problem
 
 
+@pytest.mark.case(16)
 def test_the_last_round_tells_what_is_incomplete(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "a.mrc")
     (root / "a.mrc").write_bytes(data[:-1])
@@ -321,6 +328,7 @@ TEMPORARY = [
 ]
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize("temporary", TEMPORARY)
 def test_a_temporary_name_is_left_alone_and_the_renamed_file_arrives_once(rig: Rig, root: Path, temporary: str) -> None:
     assert is_temporary(temporary)
@@ -333,6 +341,7 @@ def test_a_temporary_name_is_left_alone_and_the_renamed_file_arrives_once(rig: R
     assert (arrival.relative, arrival.problem) == ("final.mrc", None)
 
 
+@pytest.mark.case(20)
 @pytest.mark.parametrize(
     "name",
     ["new\nline.mrc", "<img src=x onerror=alert(1)>.mrc", "a b'\"`$(x);&.mrc", "日本.mrc", "[ab]*?.mrc", "\\.mrc"],
@@ -344,6 +353,7 @@ def test_hostile_names_arrive_as_they_are(rig: Rig, root: Path, name: str) -> No
     assert (arrival.relative, arrival.problem) == (name, None)
 
 
+@pytest.mark.case(20)
 def test_a_name_that_is_not_utf_8_arrives_and_can_be_opened(rig: Rig, root: Path) -> None:
     data = write_mrc(root / "a.bin")
     (root / "a.bin").rename(root / os.fsdecode(b"mic_\xff\xfe.mrc"))
@@ -352,6 +362,7 @@ def test_a_name_that_is_not_utf_8_arrives_and_can_be_opened(rig: Rig, root: Path
     assert arrival.path.read_bytes() == data
 
 
+@pytest.mark.case(20)
 def test_only_regular_files_arrive(rig: Rig, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)  # the name of a socket must be short
     os.mkfifo("fifo.mrc")
@@ -362,6 +373,7 @@ def test_only_regular_files_arrive(rig: Rig, root: Path, monkeypatch: pytest.Mon
         assert rig.names() == ["folder.mrc/inside.mrc"]
 
 
+@pytest.mark.case(20)
 def test_loops_and_dangling_links_do_no_harm(rig: Rig, root: Path) -> None:
     (root / "sub").mkdir()
     write_mrc(root / "sub" / "a.mrc")
@@ -403,6 +415,7 @@ def test_a_folder_that_a_link_leads_to_as_well_keeps_its_own_name(root: Path, li
     assert rig.watcher.idle()
 
 
+@pytest.mark.case(20)
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_told_and_taken_when_it_may(rig: Rig, root: Path) -> None:
     write_mrc(root / "a.mrc")
@@ -415,6 +428,7 @@ def test_a_file_that_may_not_be_read_is_told_and_taken_when_it_may(rig: Rig, roo
     assert [found.problem for found in rig.run(2 * POLL)] == [None]
 
 
+@pytest.mark.case(20)
 def test_a_folder_that_may_not_be_read_is_a_trouble_until_it_may(rig: Rig, root: Path) -> None:
     write_mrc(root / "closed" / "a.mrc")
     write_mrc(root / "open" / "b.mrc")
@@ -450,6 +464,7 @@ def hinted(root: Path, observer: Events) -> Rig:
     return made
 
 
+@pytest.mark.case(27)
 def test_without_events_scans_find_everything(rig: Rig, root: Path) -> None:
     rig.watcher.start()
     expected = []
@@ -468,12 +483,14 @@ def test_an_event_makes_a_file_known_long_before_the_next_scan(hinted: Rig, obse
     assert hinted.watcher.scans_completed == 1
 
 
+@pytest.mark.case(27)
 def test_lost_events_are_made_good_by_the_next_scan(hinted: Rig, root: Path) -> None:
     write_mrc(root / "sub" / "a.mrc")
     assert hinted.run(RESCAN - 1) == []
     assert [found.relative for found in hinted.run(1 + SETTLE)] == ["sub/a.mrc"]
 
 
+@pytest.mark.case(21)
 def test_a_hundred_events_of_one_file_are_one_arrival(hinted: Rig, observer: Events, root: Path) -> None:
     write_mrc(root / "a.mrc")
     for _ in range(100):
@@ -528,6 +545,7 @@ def test_events_of_what_is_gone_excluded_or_elsewhere_are_passed_over(observer: 
     assert rig.run(2 * RESCAN) == []
 
 
+@pytest.mark.case(27)
 def test_no_watches_left_is_told_and_scanning_goes_on(root: Path) -> None:
     made = NoWatchesLeft()
     rig = Rig(Source(root, "mics"), events=True, observer_factory=lambda: made)
@@ -540,6 +558,7 @@ def test_no_watches_left_is_told_and_scanning_goes_on(root: Path) -> None:
     assert [found.relative for found in rig.run(POLL + SETTLE)] == ["a.mrc"], "within poll_seconds, not rescan_seconds"
 
 
+@pytest.mark.case(27)
 def test_an_observer_that_dies_is_told_and_scanning_goes_on(hinted: Rig, observer: Events, root: Path) -> None:
     assert hinted.watcher.troubles == []
     observer.alive = False
@@ -552,6 +571,7 @@ def test_an_observer_that_dies_is_told_and_scanning_goes_on(hinted: Rig, observe
     hinted.watcher.stop()
 
 
+@pytest.mark.case(27)
 def test_one_dead_emitter_of_several_is_told(tmp_path: Path, observer: Events) -> None:
     emitters = [Events(), Events()]
     observer.emitters = emitters  # type: ignore[attr-defined]
@@ -619,6 +639,7 @@ def test_the_real_observer_costs_a_few_looks_for_each_file(live: Rig, root: Path
     assert live.stats - before < 50 * 8
 
 
+@pytest.mark.case(25, 27)
 def test_a_watched_folder_that_is_replaced_is_told_and_still_scanned(live: Rig, root: Path) -> None:
     root.rmdir()
 
@@ -632,6 +653,7 @@ def test_a_watched_folder_that_is_replaced_is_told_and_still_scanned(live: Rig, 
     assert live.names() == ["a.mrc"]
 
 
+@pytest.mark.case(27)
 def test_the_real_observer_leaves_nothing_behind_where_it_cannot_start(tmp_path: Path, root: Path) -> None:
     before = threading.active_count()
     rig = Rig(Source(root, "mics"), Source(tmp_path / "nothing", "none"), events=True)
@@ -686,6 +708,7 @@ def test_the_file_system_of_a_path_is_that_of_the_innermost_mount(tmp_path: Path
     assert file_system_of(tmp_path, str(tmp_path / "none")) == ""
 
 
+@pytest.mark.case(27)
 def test_network_folders_are_scanned_often_and_told(
     tmp_path: Path, mounts: str, observer: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -775,6 +798,7 @@ def test_the_output_folder_is_never_entered_by_any_way(root: Path) -> None:
 # --- a folder that changes while it is scanned -----------------------------------------------------------------------
 
 
+@pytest.mark.case(25)
 def test_files_and_folders_that_vanish_in_a_scan_are_no_trouble(rig: Rig, root: Path) -> None:
     for name in ("a/1.mrc", "b/2.mrc", "c/3.mrc"):
         write_mrc(root / name)
@@ -791,6 +815,7 @@ def test_files_and_folders_that_vanish_in_a_scan_are_no_trouble(rig: Rig, root: 
     assert rig.watcher.settling == 0
 
 
+@pytest.mark.case(25)
 def test_a_file_that_vanishes_while_it_settles_is_forgotten(rig: Rig, root: Path) -> None:
     write_mrc(root / "a.mrc")
     assert rig.poll() == []
@@ -801,6 +826,7 @@ def test_a_file_that_vanishes_while_it_settles_is_forgotten(rig: Rig, root: Path
     assert rig.watcher.settling == 0
 
 
+@pytest.mark.case(25)
 def test_a_file_that_is_replaced_by_a_folder_while_it_settles_is_forgotten(rig: Rig, root: Path) -> None:
     write_mrc(root / "a.mrc")
     rig.poll()
@@ -810,6 +836,7 @@ def test_a_file_that_is_replaced_by_a_folder_while_it_settles_is_forgotten(rig: 
     assert rig.watcher.settling == 0
 
 
+@pytest.mark.case(25)
 def test_folders_renamed_in_a_scan_are_found_under_their_last_name(rig: Rig, root: Path) -> None:
     names = [f"{folder}/{number}.mrc" for folder in "abc" for number in range(4)]
     for name in names:
@@ -822,6 +849,7 @@ def test_folders_renamed_in_a_scan_are_found_under_their_last_name(rig: Rig, roo
     assert found == sorted(f"moved/{name}" if name[0] == "a" else name.replace("c/", "moved/") for name in names)
 
 
+@pytest.mark.case(25)
 def test_a_watched_folder_that_comes_and_goes(rig: Rig, root: Path) -> None:
     write_mrc(root / "a.mrc")
     assert rig.names() == ["a.mrc"]
@@ -839,6 +867,7 @@ def test_a_watched_folder_that_comes_and_goes(rig: Rig, root: Path) -> None:
 # --- what was seen before --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(21, 22)
 def test_known_files_are_yielded_again_only_when_they_changed(rig: Rig, root: Path) -> None:
     write_mrc(root / "a.mrc", value=1)
     write_mrc(root / "b.mrc", value=1)

@@ -33,6 +33,9 @@ def run_stopped(snapshot: Any) -> None:
 
 
 def _write(snapshot: Any) -> None:
+    folder = Path(snapshot.output) / ".streamprep"
+    if not folder.is_dir():  # the output was removed or unmounted: nothing is to appear in its place
+        return
     text = json.dumps(dataclasses.asdict(snapshot), default=str)
     with contextlib.suppress(OSError):
-        _files.replace_whole(Path(snapshot.output) / ".streamprep" / "status.json", [text.encode()], durable=False)
+        _files.replace_whole(folder / "status.json", [text.encode()], durable=False)

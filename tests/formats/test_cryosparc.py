@@ -347,6 +347,7 @@ def object_array() -> bytes:
 ROW = "{'descr': [('uid', '<u8'), ('blob/idx', '<u4')], 'fortran_order': False, 'shape': %s, }"
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -430,6 +431,7 @@ def test_values_that_cannot_be_are_refused_with_the_row(tmp_path: Path, rows: np
         cryosparc.read_entries(saved(tmp_path, rows))
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize("code", [b"\xff\xff\xff\x7f", b"\0\0\x11\0", b"\0\xd8\0\0", b"\xff\xdf\0\0"])
 def test_text_of_impossible_characters_is_refused(tmp_path: Path, code: bytes) -> None:
     rows = retyped("location/micrograph_path", "<U4")
@@ -440,6 +442,7 @@ def test_text_of_impossible_characters_is_refused(tmp_path: Path, code: bytes) -
         cryosparc.read_entries(path)
 
 
+@pytest.mark.case(29)
 @given(st.binary(max_size=40), st.integers(0, 900))
 def test_no_bytes_make_it_fail_otherwise(junk: bytes, at: int) -> None:
     file = io.BytesIO()

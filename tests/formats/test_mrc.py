@@ -88,6 +88,7 @@ def test_the_header_is_read_whatever_map_id_and_machine_stamp_say(
     assert found.pixel_size_angstrom == pytest.approx(1.5)
 
 
+@pytest.mark.case(17)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("side", [100, 255, 256, 512, 4096])
 @pytest.mark.parametrize("stamp", [None, b"\0\0\0\0", STAMPS["<"], STAMPS[">"]])
@@ -116,6 +117,7 @@ def test_is_mrc_goes_by_the_map_id() -> None:
 # --- complete or not -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(17)
 @pytest.mark.parametrize(
     ("size", "head", "expected"),
     [
@@ -163,12 +165,14 @@ def test_messages_name_the_file_the_sizes_and_what_is_allowed() -> None:
             mrc.missing(NOWHERE, 1424, header(-10, 7, 1, 2, order))
 
 
+@pytest.mark.case(17)
 @given(st.integers(0, 1 << 40), st.binary(max_size=1100))
 def test_random_bytes_have_a_verdict(size: int, head: bytes) -> None:
     assume(mrc.compression(head) is None)
     assert verdict(max(size, len(head)), head)
 
 
+@pytest.mark.case(19)
 @given(st.sampled_from([b"\x1f\x8b\x08", b"BZh91AY&SY"]), st.binary(max_size=200))
 def test_random_compressed_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +185,7 @@ def test_random_compressed_bytes_have_a_verdict(magic: bytes, rest: bytes) -> No
 numbers = st.one_of(st.integers(-3, 20), st.sampled_from([256, 512, 65536, 2**31 - 1, -(2**31)]), st.integers(-9, 9**9))
 
 
+@pytest.mark.case(17)
 @given(numbers, numbers, numbers, st.integers(-1, 13), numbers, st.sampled_from("<>"), st.integers(0, 9000))
 def test_random_headers_have_a_verdict(
     nx: int, ny: int, nz: int, mode: int, extended: int, order: str, size: int
@@ -212,6 +217,7 @@ def unusable() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.case(17)
 @pytest.mark.parametrize("name", unusable())
 def test_reading_an_unusable_file_is_refused_without_taking_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.mrc"
@@ -243,6 +249,7 @@ def test_pixels_are_read_in_the_machines_byte_order(tmp_path: Path, order: str, 
     assert image.pixel_size_angstrom == pytest.approx(1.5)
 
 
+@pytest.mark.case(17)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("mode", TYPES)
 @pytest.mark.parametrize("stamp", [b"\0\0\0\0", STAMPS["<"], STAMPS[">"]])
@@ -482,6 +489,7 @@ def test_the_header_of_a_large_bzip2_file_is_found(tmp_path: Path) -> None:
     assert mrc.read(path).pixels.shape == (1024, 1024)
 
 
+@pytest.mark.case(19)
 @pytest.mark.parametrize("ending", PACKERS)
 @pytest.mark.parametrize(
     ("spoil", "words"),
@@ -514,6 +522,7 @@ def test_the_beginning_of_a_compressed_file_is_waited_for(tmp_path: Path) -> Non
         mrc.missing(path, len(damaged), damaged)
 
 
+@pytest.mark.case(19)
 def test_a_bomb_takes_no_more_than_its_header_says(tmp_path: Path) -> None:
     """What follows the pixels that the header names is not unpacked: 64 MB of zeros in 64 kB."""
     plain, _ = plain_file(8, 8)
@@ -642,6 +651,7 @@ def test_short_writes_are_continued_in_the_header_too(tmp_path: Path, monkeypatc
     assert (tmp_path / "short.mrcs").read_bytes() == (tmp_path / "whole.mrcs").read_bytes()
 
 
+@pytest.mark.case(23)
 def test_a_stack_that_gets_shorter_while_it_is_read(tmp_path: Path) -> None:
     data = values((6, 8, 6), "f4")
     path = tmp_path / "a.mrcs"

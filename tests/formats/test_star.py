@@ -202,6 +202,7 @@ def test_what_is_no_number_is_refused_with_file_row_column_and_value(write: Any,
 # --- hostile files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -230,6 +231,7 @@ def test_a_hostile_file_is_refused_with_a_reason(write: Any, text: bytes, reason
         star.read_entries(write(text))
 
 
+@pytest.mark.case(29)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_or_read(text: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".star") as file:
@@ -242,6 +244,7 @@ def test_random_bytes_are_refused_or_read(text: bytes) -> None:
     assert all(np.isfinite(coordinates(entry).xy_px).all() for entry in entries)
 
 
+@pytest.mark.case(29)
 def test_a_file_that_is_too_large_is_not_read(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(RELION_30)
     monkeypatch.setattr(_values, "MAX_BYTES", 100)
@@ -604,6 +607,7 @@ def test_a_file_whose_name_is_not_utf8_is_read(tmp_path: Path) -> None:
     assert len(entry.data) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.case(29)
 def test_a_torn_table_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "torn.star"
     path.write_text("data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 2\n3\n")

@@ -217,6 +217,7 @@ def kept(number: int) -> bytes:
 WHOLE = [kept(number) for number in range(20)]
 
 
+@pytest.mark.case(18)
 @given(st.integers(0, len(WHOLE) - 1), st.floats(0, 1, exclude_max=True), st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_a_cut_file_is_never_read_as_another(number: int, part: float, filled: bool) -> None:
@@ -242,6 +243,7 @@ def test_a_cut_file_is_never_read_as_another(number: int, part: float, filled: b
             assert refused(path) == said
 
 
+@pytest.mark.case(18)
 @pytest.mark.parametrize("number", range(len(WHOLE)))
 def test_a_file_without_its_last_byte_is_not_whole(file: Any, number: int) -> None:
     assert verdict(file(WHOLE[number])) == "whole"
@@ -263,6 +265,7 @@ def test_a_growing_stack_is_not_read_as_a_shorter_one(tmp_path: Path) -> None:
     assert "it holds 3 images; a micrograph is one" in refused(path)
 
 
+@pytest.mark.case(18)
 @pytest.mark.parametrize(
     ("raw", "expected", "reason"),
     [
@@ -296,12 +299,14 @@ def test_every_file_has_its_verdict(file: Any, raw: bytes, expected: str, reason
         assert reason in refused(path)
 
 
+@pytest.mark.case(18)
 def test_a_chain_that_bites_its_own_tail_is_refused(file: Any) -> None:
     path = file(made(following=8 + 24))
     assert verdict(path) == "never"
     assert "after directory 1 its chain is a loop" in refused(path)
 
 
+@pytest.mark.case(18)
 @given(st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]), st.binary(max_size=300))
 @settings(deadline=None)
 def test_random_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
@@ -315,6 +320,7 @@ def test_random_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(18)
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -375,6 +381,7 @@ def shared_strip() -> bytes:
 BOMBS["one strip for all"] = shared_strip()
 
 
+@pytest.mark.case(19)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_before_it_takes_memory(file: Any, name: str) -> None:
     path = file(BOMBS[name])
@@ -406,6 +413,7 @@ def chains() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.case(18, 19)
 @pytest.mark.parametrize("name", chains())
 def test_a_chain_that_asks_for_much_work_is_given_up(file: Any, name: str) -> None:
     path = file(chains()[name])
@@ -413,6 +421,7 @@ def test_a_chain_that_asks_for_much_work_is_given_up(file: Any, name: str) -> No
     assert "more than" in refused(path) or "at most" in refused(path)
 
 
+@pytest.mark.case(19)
 def test_what_unpacks_to_more_than_it_says_takes_no_memory(file: Any) -> None:
     """100 MB behind 24 pixels, in a process of its own: what libraries take is not seen from inside."""
     path = file(made(zlib.compress(bytes(10**8)), compression=8))

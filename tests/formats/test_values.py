@@ -53,6 +53,7 @@ def test_a_digest_is_that_of_the_rows(a: list[str], b: list[str], x: list[float]
     assert digest_of(np.array(x), a) != digest_of(a, np.array(x))
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("name", "read", "data", "said"),
     [
@@ -94,6 +95,7 @@ def test_a_forged_size_in_a_compressed_header_is_refused(tmp_path: Path, pack: C
         mrc.read(path)
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -32,6 +32,7 @@ def test_the_seeds_are_taken_and_so_is_each_of_their_beginnings(name: str) -> No
         check(target, seed + b"x")
 
 
+@pytest.mark.case(17, 18, 29)
 @pytest.mark.parametrize(("name", "data"), BROKE)
 def test_what_once_broke_a_reader_is_refused_or_read(name: str, data: bytes) -> None:
     check(TARGETS[name], data)
@@ -54,6 +55,7 @@ def test_the_oracle_notices_a_reader_that_fails(monkeypatch: pytest.MonkeyPatch)
         check(TARGETS["mrc"], mrc_image() + bytes(48))
 
 
+@pytest.mark.case(17, 18, 29)
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this machine")
 @pytest.mark.parametrize("name", TARGETS)

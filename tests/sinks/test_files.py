@@ -74,6 +74,7 @@ def test_committed_bytes_that_are_gone_are_not_made_up(tmp_path: Path, there: by
     assert (path.read_bytes() if path.exists() else None) == there
 
 
+@pytest.mark.case(8)
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, bytes(data[:1]), at))
@@ -83,6 +84,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_bytes() == b"one\ntwo and more\n"
 
 
+@pytest.mark.case(5)
 @pytest.mark.parametrize("fails_after", [0, 3])
 def test_a_disk_that_fills_while_writing_leaves_the_committed_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_after: int
@@ -107,6 +109,7 @@ def test_a_disk_that_fills_while_writing_leaves_the_committed_bytes(
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+@pytest.mark.case(7)
 def test_a_sync_that_fails_is_reported_and_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, calls = tmp_path / "log", []
     _files.append(path, 0, b"one\n")
@@ -234,6 +237,7 @@ def test_chunks_that_end_in_an_error_leave_the_old_content(tmp_path: Path, durab
     assert names(tmp_path) == ["table.star"]
 
 
+@pytest.mark.case(7)
 def test_a_sync_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.star"
     path.write_bytes(b"old")
