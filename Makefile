@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash faults fuzz bench clean
+.PHONY: help demo test quick lint crash faults model soak nightly fuzz bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,19 @@ crash: .venv/.installed-dev ## Kill the daemon at random, at every system call a
 
 faults: .venv/.installed-dev ## Every test of the thirty cases in docs/guarantees.md, the long ones, too (all of them: as root, with fiu-utils)
 	STREAMPREP_FAULTS=1 $(BIN)/python -m pytest -m case -n 2 --dist worksteal --timeout 1800
+
+model: .venv/.installed-dev ## Try 2,000 sessions of all that may happen against a model (an hour)
+	STREAMPREP_MODEL_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest tests/reliability/test_model.py
+
+MICROGRAPHS ?= 100000
+soak: .venv/.installed-dev ## A session of 100,000 micrographs with kills and clock jumps; prints and plots what grows (an hour or two)
+	$(BIN)/python -m tests.reliability.soak --micrographs $(MICROGRAPHS) --json soak.json --plot soak.svg
+
+nightly: ## The long tests, in forms that take an hour or so together
+	$(MAKE) faults
+	$(MAKE) model EXAMPLES=200
+	$(MAKE) soak MICROGRAPHS=15000
+	$(MAKE) fuzz
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

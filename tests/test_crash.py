@@ -49,6 +49,7 @@ def expose(source: Path, target: Path, index: int, last: int) -> None:
     temporary.rename(target / "micrographs_ctf.star")
 
 
+@pytest.mark.case(1)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path: Path) -> None:

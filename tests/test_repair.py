@@ -77,6 +77,7 @@ def empty(ledger: Path) -> None:
     ledger.write_bytes(b"")
 
 
+@pytest.mark.case(11)
 @pytest.mark.parametrize("lose", [remove, overwrite, empty])
 def test_a_lost_ledger_is_made_again(folder: Path, lose: Callable[[Path], None]) -> None:
     output = folder / "streamprep_out"
@@ -107,6 +108,7 @@ def test_a_sound_session_is_left_alone(folder: Path) -> None:
     assert ledger.read_bytes() == before
 
 
+@pytest.mark.case(12)
 def test_what_is_missing_is_made_again_and_nothing_else(folder: Path) -> None:
     output = folder / "streamprep_out"
     before = stacks_of(output)
@@ -126,6 +128,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(folder: Path) -> None:
     check_invariants(output)
 
 
+@pytest.mark.case(12)
 def test_changed_bytes_are_found_with_verify(folder: Path) -> None:
     output = folder / "streamprep_out"
     (stack,) = output.glob("particles/**/mic_0002.mrcs")
@@ -140,6 +143,7 @@ def test_changed_bytes_are_found_with_verify(folder: Path) -> None:
     check_invariants(output)
 
 
+@pytest.mark.case(12)
 def test_rows_that_were_damaged_are_made_again(folder: Path) -> None:
     output = folder / "streamprep_out"
     before = images_of(output, "particles.star")

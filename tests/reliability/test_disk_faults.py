@@ -30,11 +30,10 @@ from streamprep.plugin_manager import load_plugins
 from streamprep.sinks import _files
 from streamprep.workers import InlineExecutor, ItemJob, Outcome
 from tests.conftest import Session
-from tests.outputs import check_invariants
+from tests.outputs import check_invariants, same_results
 from tests.reliability import pausing
 from tests.reliability.conftest import LONG, Mount, unmount
 from tests.reliability.pausing import PAUSES, Fault, Told, preload, run
-from tests.test_crash import same_results
 
 
 def fill(folder: Path, leave: int = 0) -> None:
@@ -56,7 +55,7 @@ def paused_and_lost_nothing(told: Told, session: Session, reference: Session, wo
     assert all(words in message for message in told.messages if message.startswith("paused")), told.messages
     assert "paused" in told.modes
     assert told.modes[-1] == "finished"
-    same_results(session, reference)
+    same_results(session.output, reference.output)
 
 
 # --- full ------------------------------------------------------------------------------------------------------------
@@ -151,7 +150,7 @@ def test_a_full_disk_is_tried_no_more_often_while_the_last_jobs_end(
     assert len(tries) > 3
     assert np.diff(tries[:-1]).min() >= DISK_RETRY_SECONDS, "but for the last one, when nothing else is left to do"
     assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
-    same_results(fresh, reference)
+    same_results(fresh.output, reference.output)
 
 
 # --- faults of the C library -----------------------------------------------------------------------------------------
@@ -188,7 +187,7 @@ def test_a_sync_that_fails_is_tried_anew_after_a_pause(
     if once:
         assert len(told.pauses) == 1
         assert told.jobs == {"done": 3}
-        same_results(fresh, reference)
+        same_results(fresh.output, reference.output)
     else:
         paused_and_lost_nothing(told, fresh, reference, "the output cannot be written")
 
@@ -208,7 +207,7 @@ def test_a_disk_that_never_syncs_again_ends_with_nothing_lost(fresh: Session, re
     assert ended.jobs.get("done", 0) == 0
     assert len(tries) <= len(ended.pauses) + 1, "one try for each pause, and a last one"
     assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
-    same_results(fresh, reference)
+    same_results(fresh.output, reference.output)
 
 
 def run_ended_by_a_signal(session: Session, begin: Callable[[], None]) -> Told:
@@ -239,7 +238,7 @@ def test_short_and_interrupted_writes_change_nothing(fresh: Session, reference: 
     told = under_libfiu(fresh, "started", fault)
     assert told.jobs == {"done": 3}
     assert told.pauses == []
-    same_results(fresh, reference)
+    same_results(fresh.output, reference.output)
 
 
 @pytest.mark.case(5, 9, where="nightly")
@@ -313,7 +312,7 @@ def test_an_output_that_turns_read_only_pauses_the_session_and_loses_nothing(
     mount_at(fresh.output)
     assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
     shutil.rmtree(fresh.output / "lost+found")
-    same_results(fresh, reference)
+    same_results(fresh.output, reference.output)
 
 
 @pytest.mark.case(9, where="root")
@@ -335,7 +334,7 @@ def test_an_output_that_is_unmounted_ends_the_session_and_nothing_takes_its_plac
         assert list(fresh.output.iterdir()) == [], "nothing is written where it was mounted"
         subprocess.run(["mount", "--bind", kept, disk], check=True)
         assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
-        same_results(fresh, reference)
+        same_results(fresh.output, reference.output)
     finally:
         unmount(kept)
         unmount(disk)

@@ -93,6 +93,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(folder, output, strace.calls())
 
 
+@pytest.mark.case(1)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_killed_at_any_system_call_equals_uninterrupted(reference: Reference, tmp_path: Path, shard: int) -> None:
     points = points_of(reference.calls)
@@ -112,6 +113,7 @@ def test_killed_at_any_system_call_equals_uninterrupted(reference: Reference, tm
     assert killed > 0.9 * len(points)
 
 
+@pytest.mark.case(3)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_recovery_killed_three_deep_equals_uninterrupted(reference: Reference, tmp_path: Path, shard: int) -> None:
     """Where recovery has most to do: placed stacks and written rows without their commit, early and late."""

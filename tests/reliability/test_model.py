@@ -30,6 +30,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.case(1, 2, 3, 5, 22)
 @pytest.mark.slow
 @pytest.mark.timeout(0 if "STREAMPREP_MODEL_EXAMPLES" in os.environ else 240)
 def test_whatever_happens_the_sets_are_those_of_an_uninterrupted_run() -> None:

@@ -83,6 +83,7 @@ def lose_power(session: Path, disk: Disk, *, after: int, seconds: float, without
     return told
 
 
+@pytest.mark.case(2, where="root")
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_what_was_acknowledged_survives_a_loss_of_power(session: Path, disks: list[Disk], shard: int) -> None:
     chance = random.Random(f"{os.environ.get('STREAMPREP_CRASH_SEED', '17')} {shard}")

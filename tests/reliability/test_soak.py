@@ -12,6 +12,7 @@ from tests.reliability.soak import soak, text_of
 MICROGRAPHS = int(os.environ.get("STREAMPREP_SOAK_MICROGRAPHS", "1500"))
 
 
+@pytest.mark.case(30)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_long_session_with_kills_and_clock_jumps(tmp_path: Path) -> None:
