@@ -30,7 +30,7 @@ from streamprep.plugin_manager import load_plugins
 from streamprep.sinks import _files
 from streamprep.workers import InlineExecutor, ItemJob, Outcome
 from tests.conftest import Session
-from tests.outputs import check_invariants, same_results
+from tests.outputs import check_invariants, read_table, same_results
 from tests.reliability import pausing
 from tests.reliability.conftest import LONG, Mount, unmount
 from tests.reliability.pausing import PAUSES, Fault, Told, preload, run
@@ -342,9 +342,13 @@ def test_an_output_that_is_unmounted_ends_the_session_and_nothing_takes_its_plac
 
 @pytest.mark.case(9)
 def test_an_output_that_is_removed_ends_the_session_and_does_not_come_back(fresh: Session, tmp_path: Path) -> None:
+    assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
+    rows = len(read_table(fresh.output / "particles.star")[1])
+    os.utime(fresh.folder / "Micrographs" / "mic_0002.mrc")
     with pytest.raises(OutputError, match="was removed or replaced"):
         run(fresh.config, lambda: fresh.output.rename(tmp_path / "elsewhere") and None, lambda: None, "claimed")
     assert not fresh.output.exists()
     (tmp_path / "elsewhere").rename(fresh.output)
-    assert run(fresh.config, lambda: None, lambda: None, "started").jobs == {"done": 3}
+    assert run(fresh.config, lambda: None, lambda: None, "started").jobs["done"] == 3
+    assert len(read_table(fresh.output / "particles.star")[1]) == rows
     check_invariants(fresh.output)
