@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash fuzz bench clean
+.PHONY: help demo test quick lint crash model fuzz bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 
 crash: .venv/.installed-dev ## Kill the daemon 200 times and compare with an uninterrupted run
 	STREAMPREP_KILLS=200 $(BIN)/python -m pytest tests/test_crash.py --timeout 1800
+
+MODEL_EXAMPLES ?= 1000
+model: .venv/.installed-dev ## Try MODEL_EXAMPLES sessions of rewrites, faults, full disks and power losses in memory
+	STREAMPREP_MODEL_EXAMPLES=$(MODEL_EXAMPLES) $(BIN)/python -m pytest tests/reliability/test_model.py -k whatever
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

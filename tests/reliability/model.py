@@ -439,8 +439,10 @@ def check_published(output: Path, inputs: list[Input]) -> dict[str, tuple[int, l
                 read_table(output / table)
     if not (output / "particles.star").exists():
         return found
-    images = images_of(output, "particles.star")
     _, rows = read_table(output / "particles.star")
+    for stack in {name.partition("@")[2] for name in rows["rlnImageName"]}:
+        assert (output / stack).exists(), f"I4 {stack} is not there, and rows name it"
+    images = images_of(output, "particles.star")
     seen: dict[str, tuple[set[int], list[tuple[int, int]]]] = {}
     for name, micrograph, x, y in zip(
         rows["rlnImageName"],
