@@ -617,11 +617,15 @@ class Machine(RuleBasedStateMachine):
         self.world.disk.room_bytes = room
         self._process(6, seconds)
 
-    @rule(number=NUMBERS, kind=KINDS, syncs=st.integers(0, 60), seconds=SECONDS)
-    def fail_an_fsync(self, number: int, kind: InputKind, syncs: int, seconds: float) -> None:
+    @rule(number=NUMBERS, kind=KINDS, syncs=st.integers(0, 30), how=st.none() | WRITEBACKS)
+    def fail_an_fsync(self, number: int, kind: InputKind, syncs: int, how: Writeback | None) -> None:
+        """While something new is being processed; then power may be lost."""
         self._change(number, kind)
-        self.world.disk.syncs_left = syncs
-        self._process(6, seconds)
+        if self._daemon_runs():
+            self.world.disk.syncs_left = syncs
+            self._process(6, 11.0)
+            if how is not None:
+                self.world.lose_power(how)
 
     @rule()
     def make_room(self) -> None:

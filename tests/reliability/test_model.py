@@ -128,7 +128,7 @@ def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None]) -> 
             Planted,
             settings=settings(
                 SETTINGS,
-                max_examples=50,
+                max_examples=200,
                 derandomize=True,
                 phases=[Phase.generate],
                 report_multiple_bugs=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from streamprep.sinks import _files
 from tests.reliability.unsynced import MODES, SECTOR, PowerLossError, UnsyncedFolder, Writeback
 
 NOTHING, EVERYTHING = Writeback("nothing"), Writeback("everything")
@@ -235,6 +236,14 @@ def test_a_name_that_a_failed_fsync_was_to_keep_must_be_given_anew(disk: Unsynce
     (disk.root / "b").rename(disk.root / "B")
     sync(disk.root)
     assert lose(disk) == {"a": b"a", "B": b"b"}
+
+
+def test_a_row_log_whose_name_could_not_be_made_durable_is_named_anew(disk: UnsyncedFolder) -> None:
+    disk.syncs_left = 1  # that of the bytes works, that of the folder fails
+    with pytest.raises(OSError, match="Input/output error"):
+        _files.append(disk.root / "log", 0, b"row")
+    _files.append(disk.root / "log", 0, b"row")
+    assert lose(disk) == {"log": b"row"}
 
 
 @pytest.mark.parametrize("mode", MODES)
