@@ -31,18 +31,19 @@ crash: .venv/.installed-dev ## Kill the daemon at random, at every system call a
 faults: .venv/.installed-dev ## Every test of the thirty cases in docs/guarantees.md, the long ones, too (all of them: as root, with fiu-utils)
 	STREAMPREP_FAULTS=1 $(BIN)/python -m pytest -m case -n 2 --dist worksteal --timeout 1800
 
-model: .venv/.installed-dev ## Try 2,000 sessions of all that may happen against a model (an hour)
-	STREAMPREP_MODEL_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest tests/reliability/test_model.py
-
 MICROGRAPHS ?= 100000
 soak: .venv/.installed-dev ## A session of 100,000 micrographs with kills and clock jumps; prints and plots what grows (an hour or two)
 	$(BIN)/python -m tests.reliability.soak --micrographs $(MICROGRAPHS) --json soak.json --plot soak.svg
 
 nightly: ## The long tests, in forms that take an hour or so together
 	$(MAKE) faults
-	$(MAKE) model EXAMPLES=200
+	$(MAKE) model MODEL_EXAMPLES=200
 	$(MAKE) soak MICROGRAPHS=15000
 	$(MAKE) fuzz
+
+MODEL_EXAMPLES ?= 1000
+model: .venv/.installed-dev ## Try MODEL_EXAMPLES sessions of rewrites, faults, full disks and power losses in memory
+	STREAMPREP_MODEL_EXAMPLES=$(MODEL_EXAMPLES) $(BIN)/python -m pytest tests/reliability/test_model.py -k whatever
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

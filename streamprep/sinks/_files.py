@@ -113,7 +113,12 @@ def append(path: Path, at: int, data: bytes) -> None:
     finally:
         os.close(descriptor)
     if not at:  # nothing is committed, so no earlier try can have come as far as this
-        fsync_folder(path.parent)
+        try:
+            fsync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()  # so that the next try gives the name anew: a failed fsync is not repeated
+            raise
 
 
 def truncate(path: Path, length: int) -> None:

@@ -439,8 +439,10 @@ def check_published(output: Path, inputs: list[Input]) -> dict[str, tuple[int, l
                 read_table(output / table)
     if not (output / "particles.star").exists():
         return found
-    images = images_of(output, "particles.star")
     _, rows = read_table(output / "particles.star")
+    for stack in {name.partition("@")[2] for name in rows["rlnImageName"]}:
+        assert (output / stack).exists(), f"I4 {stack} is not there, and rows name it"
+    images = images_of(output, "particles.star")
     seen: dict[str, tuple[set[int], list[tuple[int, int]]]] = {}
     for name, micrograph, x, y in zip(
         rows["rlnImageName"],
@@ -615,11 +617,15 @@ class Machine(RuleBasedStateMachine):
         self.world.disk.room_bytes = room
         self._process(6, seconds)
 
-    @rule(number=NUMBERS, kind=KINDS, syncs=st.integers(0, 60), seconds=SECONDS)
-    def fail_an_fsync(self, number: int, kind: InputKind, syncs: int, seconds: float) -> None:
+    @rule(number=NUMBERS, kind=KINDS, syncs=st.integers(0, 30), how=st.none() | WRITEBACKS)
+    def fail_an_fsync(self, number: int, kind: InputKind, syncs: int, how: Writeback | None) -> None:
+        """While something new is being processed; then power may be lost."""
         self._change(number, kind)
-        self.world.disk.syncs_left = syncs
-        self._process(6, seconds)
+        if self._daemon_runs():
+            self.world.disk.syncs_left = syncs
+            self._process(6, 11.0)
+            if how is not None:
+                self.world.lose_power(how)
 
     @rule()
     def make_room(self) -> None:
