@@ -43,7 +43,7 @@ nightly: ## The long tests, in forms that take an hour or so together
 
 MODEL_EXAMPLES ?= 1000
 model: .venv/.installed-dev ## Try MODEL_EXAMPLES sessions of rewrites, faults, full disks and power losses in memory
-	STREAMPREP_MODEL_EXAMPLES=$(MODEL_EXAMPLES) $(BIN)/python -m pytest tests/reliability/test_model.py -k whatever
+	STREAMPREP_MODEL_EXAMPLES=$(MODEL_EXAMPLES) $(BIN)/python -m pytest tests/reliability/test_model.py
 
 bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
 	$(BIN)/python bench/operations.py

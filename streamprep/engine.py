@@ -566,8 +566,9 @@ class Engine:
         if self._executor is not None:
             self._executor.check()
             for running in self._running:  # of inputs that are not what they were, or for an item that is gone
-                late = running.job is not None and self._clock() - running.since > STALE_SECONDS
-                if late and running.job is not None and not self.ledger.is_claimed(running.job.id):
+                if running.job is None or running.future.done() or self._clock() - running.since < STALE_SECONDS:
+                    continue
+                if not self.ledger.is_claimed(running.job.id):
                     self._executor.cancel(running.future)
         done = [running for running in self._running if running.future.done()]
         self._running = [running for running in self._running if not running.future.done()]
