@@ -213,7 +213,8 @@ class Engine:
                 self._wake.clear()
         finally:
             self.finish()
-        assert self._snapshot is not None
+        if self._snapshot is None:
+            raise OutputError(f"{self.output}: the ledger could not be read")
         return self._snapshot
 
     def start(self) -> None:
@@ -248,9 +249,11 @@ class Engine:
             self.ledger.stop_run(run, self._now())
         if self._mode != "stopped":
             self._mode, self._message = "finished", ""
-        self._snapshot = self._look()
-        self._call("snapshot_taken", snapshot=self._snapshot)
-        self._call("run_stopped", snapshot=self._snapshot)
+        with contextlib.suppress(OSError):
+            self._snapshot = self._look()
+        if self._snapshot is not None:
+            self._call("snapshot_taken", snapshot=self._snapshot)
+            self._call("run_stopped", snapshot=self._snapshot)
 
     def handle_signals(self, restore: Callable[[], None] = lambda: None) -> None:
         """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
@@ -290,8 +293,12 @@ class Engine:
         except OSError as error:  # the ledger or the output cannot be written; nothing was half done
             self._pause(error)
             self.watcher.rescan()  # arrivals of this round may not have been recorded
-        self._show()
-        return self._ended()
+        try:
+            self._show()
+            return self._ended()
+        except OSError as error:  # the ledger cannot be read
+            self._pause(error)
+            return self._mode == "draining" and not self._running
 
     def _look_and_submit(self) -> None:
         self._take_in(self.watcher.poll())
@@ -832,8 +839,7 @@ class Engine:
     def _look(self) -> Snapshot:
         clock, now, mode = self._clock(), self._now(), self._mode
         if self.ledger.changes != self._seen_changes and (clock >= self._next_views or mode in ("finished", "stopped")):
-            self._seen_changes, self._next_views = self.ledger.changes, clock + VIEWS_SECONDS
-            files = self.ledger.file_counts()
+            changes, files = self.ledger.changes, self.ledger.file_counts()
             self._views = {
                 "jobs": self.ledger.job_counts(),
                 "waiting": self.ledger.waiting(10),
@@ -845,6 +851,7 @@ class Engine:
                 "warnings": self.ledger.warning_count(),
                 "oldest": self.ledger.oldest_waiting(),
             }
+            self._seen_changes, self._next_views = changes, clock + VIEWS_SECONDS  # once all of them could be read
         if clock >= self._next_unmatched or mode in ("finished", "stopped"):  # it looks at every entry
             self._next_unmatched = clock + self.config.session.rescan_seconds
             self._unmatched = tuple(self.ledger.unmatched(10))

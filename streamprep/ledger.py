@@ -30,7 +30,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
@@ -105,7 +105,57 @@ CREATE TRIGGER block_made AFTER INSERT ON blocks BEGIN
 CREATE TRIGGER block_ended AFTER UPDATE OF live ON blocks WHEN OLD.live AND NOT NEW.live BEGIN
   UPDATE tables SET rows = rows - OLD.count, version = version + 1 WHERE name = OLD.tbl; END;
 """
-_DISK_ERRORS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
+_DISK_ERRORS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+}
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What SQLite says of the disk is an OSError, as from any other file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+        if number is None:
+            raise
+        raise OSError(number, f"{os.strerror(number)}: the ledger") from error
+
+
+class _Cursor(sqlite3.Cursor):
+    """Reads and writes may both find the disk broken."""
+
+    def execute(self, *args: Any) -> Self:
+        with _disk_errors():
+            return super().execute(*args)
+
+    def executemany(self, *args: Any) -> Self:
+        with _disk_errors():
+            return super().executemany(*args)
+
+    def fetchone(self) -> Any:
+        with _disk_errors():
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _disk_errors():
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        with _disk_errors():
+            return super().__next__()
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).execute(*args)
+
+    def executemany(self, *args: Any) -> _Cursor:
+        return self.cursor(_Cursor).executemany(*args)
+
 
 JOURNAL = "commits"
 """Stands among the tables for the log of commits; see `streamprep.journal`."""
@@ -219,7 +269,9 @@ class Ledger:
         self.changes = 0
         """Counts transactions, so that summaries can be cached."""
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0)
+            self._db = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=2.0, factory=_Connection
+            )
         except sqlite3.Error as error:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
         try:
@@ -245,7 +297,7 @@ class Ledger:
                     f"{SCHEMA_VERSION}); continue with that version, or give another output folder"
                 )
             broken = [row[0] for row in self._db.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{path}: the ledger is damaged: {error}") from error
@@ -273,12 +325,9 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error, OSError):
                 self._db.execute("ROLLBACK")
-            number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
-            if number is not None:
-                raise OSError(number, f"{os.strerror(number)}: the ledger") from error
             raise
         self.changes += 1
 

@@ -250,3 +250,21 @@ def test_workers_that_cannot_be_started_are_told_and_are_no_full_disk(
     assert "Broken pipe" in last.message
     assert "paused" not in spy.modes
     assert last.failed == 0
+
+
+@pytest.mark.case(7)
+def test_a_ledger_that_cannot_be_read_for_a_while_pauses_the_session(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, spy = make()
+    counts, calls = engine.ledger.job_counts, iter(range(1000))
+
+    def job_counts() -> dict[str, int]:
+        if next(calls) in (2, 3):
+            raise OSError(errno.EIO, "Input/output error: the ledger")
+        return counts()
+
+    monkeypatch.setattr(engine.ledger, "job_counts", job_counts)
+    assert engine.run().jobs == {"done": 3}
+    assert any("the output cannot be written" in message for message in spy.messages)
+    check_invariants(session.output)

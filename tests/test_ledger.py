@@ -1230,3 +1230,15 @@ LedgerMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+@pytest.mark.case(6, 9)
+def test_a_ledger_that_may_not_be_written_is_an_os_error(rig: Rig) -> None:
+    """Not one of SQLite's, which nobody but the ledger knows: the session pauses for it."""
+    ready(rig, 2)
+    rig.ledger._db.execute("PRAGMA query_only = ON")
+    for write in (lambda: rig.claim(), lambda: rig.ledger._db.execute("DELETE FROM jobs")):
+        with pytest.raises(OSError, match="Read-only file system: the ledger"):
+            write()
+    rig.ledger._db.execute("PRAGMA query_only = OFF")
+    assert len(rig.claim()) == 1
