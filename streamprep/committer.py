@@ -215,6 +215,15 @@ class Committer:
             _files.replace_whole(path, data, durable=False)
             del self._unwritten[path]
 
+    def _remove_item_files(self) -> None:
+        """Remove the files of items that have no rows any more."""
+        ended = self._ledger.ended_blocks()
+        for _, table, item, has_rows in ended:
+            if not has_rows:
+                (self.output / table.replace("{item}", item)).unlink(missing_ok=True)
+        if ended:
+            self._ledger.swept(block for block, *_ in ended)
+
     # --- commit ---
 
     def commit(
@@ -327,6 +336,7 @@ class Committer:
         list of str
             The tables that were renewed.
         """
+        self._remove_item_files()
         self._write_item_files()
         renewed = []
         versions = self._ledger.versions()

@@ -12,7 +12,7 @@ entries     what a table says about each micrograph or stack, and masks: what th
 jobs        one row per generation of each item: what is to be made, and how it ended; its origin is the entry with its
             coordinates, or rows
 shards      immutable files of the output, each of one job
-blocks      where a job's rows lie in the row log of each table
+blocks      where a job's rows lie in the row log of each table; swept: no file of its item alone is left of it
 tables      committed length and rows of each row log; its version counts the changes
 optics      optics groups of each table
 counts      files and jobs in each state, kept by triggers, so that a view costs the same however long a session is
@@ -36,7 +36,7 @@ from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
 from streamprep.naming import item_name, match_key
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -77,7 +77,8 @@ CREATE INDEX shards_by_job ON shards (job);
 CREATE TABLE blocks (
   id INTEGER PRIMARY KEY, job INTEGER NOT NULL REFERENCES jobs, tbl TEXT NOT NULL, start INTEGER NOT NULL,
   length INTEGER NOT NULL, count INTEGER NOT NULL, columns TEXT NOT NULL, crc32 INTEGER NOT NULL,
-  live INTEGER NOT NULL DEFAULT 1) STRICT;
+  live INTEGER NOT NULL DEFAULT 1, swept INTEGER NOT NULL) STRICT;
+CREATE INDEX blocks_to_sweep ON blocks (id) WHERE NOT live AND NOT swept;
 CREATE INDEX blocks_by_table ON blocks (tbl, id) WHERE live;
 CREATE INDEX blocks_by_columns ON blocks (tbl, live, columns);
 CREATE INDEX blocks_by_job ON blocks (job);
@@ -1088,9 +1089,10 @@ class Ledger:
             )
             for block in blocks:
                 self._db.execute(
-                    "INSERT INTO blocks (job, tbl, start, length, count, columns, crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO blocks (job, tbl, start, length, count, columns, crc32, swept) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (job.id, block.table, block.start, block.length, block.count, json.dumps(block.columns),
-                     block.crc32),
+                     block.crc32, "{item}" not in block.table),
                 )  # fmt: skip
             for table, groups in optics.items():
                 self.put_optics(table, dict(enumerate(groups, start=1)))
@@ -1223,6 +1225,20 @@ class Ledger:
             if names not in columns:
                 columns[names] = tuple(json.loads(names))
             yield Block(table, start, length, count, columns[names], crc32, item)
+
+    def ended_blocks(self) -> list[tuple[int, str, str, bool]]:
+        """Blocks that ended and had a file of their own: number, table, item, and whether the item has another now."""
+        rows = self._db.execute(
+            "SELECT b.id, b.tbl, j.item, EXISTS (SELECT 1 FROM blocks n JOIN jobs m ON m.id = n.job "
+            "WHERE m.item = j.item AND n.tbl = b.tbl AND n.live) FROM blocks b JOIN jobs j ON j.id = b.job "
+            "WHERE NOT b.live AND NOT b.swept"
+        )
+        return [(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    def swept(self, blocks: Iterable[int]) -> None:
+        """Record that no files are left of blocks that ended."""
+        with self.transaction():
+            self._db.executemany("UPDATE blocks SET swept = 1 WHERE id = ?", [(block,) for block in blocks])
 
     def columns(self, table: str) -> set[str]:
         """Every column that the rows of a table have; those that they ever had where there are no rows now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,16 @@ def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = 
         shards = {row[0]: row[1:] for row in database.execute("SELECT path, size, crc32 FROM shards")}
         blocks = database.execute("SELECT tbl, start, length, crc32 FROM blocks").fetchall()
         lengths = dict(database.execute("SELECT name, length FROM tables"))
+        counted = dict(database.execute("SELECT name, rows FROM tables"))
+        images = dict(
+            database.execute(
+                "SELECT s.path, b.count FROM shards s JOIN blocks b ON b.job = s.job "
+                "AND b.tbl = substr(s.path, 1, instr(s.path, '/') - 1) || '.star' WHERE s.live AND s.path LIKE '%.mrcs'"
+            )
+        )
+        own = database.execute(
+            "SELECT b.tbl, j.item FROM blocks b JOIN jobs j ON j.id = b.job WHERE b.live AND b.tbl LIKE '%{item}%'"
+        ).fetchall()
     finally:
         database.close()
     for path, (size, crc32) in shards.items():
@@ -89,6 +100,15 @@ def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = 
         for name, start, size, crc32 in blocks:
             if name == table:
                 assert zlib.crc32(data[start : start + size]) == crc32, f"I3 rows of {table} differ"
+    for path, count in images.items():
+        with (output / path).open("rb") as file:
+            (said,) = struct.unpack_from("<i", file.read(1024), 8)
+        assert said == count, f"I5 {path} says it has {said} images, the ledger says {count}"
+    named = {table.replace("{item}", item) for table, item in own}
+    for path in (output / "coordinates").rglob("*.*"):
+        name = path.relative_to(output).as_posix()
+        if path.is_file() and name.count("/") > 1 and not path.name.startswith("."):
+            assert name in named or not ended, f"I6 {name} is of no item that has rows"
     for folder in ("particles", "noise"):
         for path in (output / folder).rglob("*"):
             if path.is_file():
@@ -104,6 +124,7 @@ def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = 
                 assert int(number) >= 1
             for further, images in further_forms(output, table.removesuffix(".star")) if ended else ():
                 assert images == list(rows["rlnImageName"]), f"I5 {further} names other images than {table}"
+            assert not ended or len(rows) == counted[table], f"I5 {table} has {len(rows)} rows, not {counted[table]}"
             assert optics is not None
             assert set(rows["rlnOpticsGroup"]) <= set(optics["rlnOpticsGroup"])
 

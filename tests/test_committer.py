@@ -497,6 +497,25 @@ def test_a_pos_file_that_could_not_be_written_is_written_later(rig: Rig, monkeyp
     assert (rig.output / "coordinates/pos/Micrographs/mic_0.pos").exists()
 
 
+def test_the_files_of_an_item_go_with_its_last_rows(rig: Rig) -> None:
+    rig.process("mic_0")
+    rig.process("mic_1")
+    rig.committer.publish()
+    pos = rig.output / "coordinates/pos/Micrographs/mic_0.pos"
+    before = pos.read_bytes()
+    rig.process("mic_0", 2, digest="2")
+    rig.committer.publish()
+    assert pos.read_bytes() != before
+    rig.arrive("mic_0", "3")
+    rig.ledger.job_failed(rig.claim().id, "empty", final=True, now=0.0, state="rejected")
+    rig.committer.publish()
+    assert not pos.exists()
+    assert pos.with_name("mic_1.pos").exists()
+    rig.process("mic_0", digest="4")
+    rig.committer.publish()
+    assert pos.read_bytes()
+
+
 @pytest.mark.case(7)
 def test_names_are_made_durable_again_when_it_failed_the_first_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever sync of a folder fails: once the commit succeeds, each folder was synced after it got its last name."""
