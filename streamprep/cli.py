@@ -403,10 +403,10 @@ def repair(
         bool, typer.Option("--verify", help="Read every file that was made, and compare it with its checksum.")
     ] = False,
 ) -> None:
-    """Make the ledger of a session again where it, or what it knows of, is missing or damaged.
+    """Make a session whole again where its ledger, or what it knows of, is missing or damaged.
 
-    What is done and whole stays as it is; what is missing or damaged is made again at the next start. The former ledger
-    is kept.
+    What is done and whole stays as it is; what is missing or damaged is made again at the next start. A ledger that is
+    replaced is kept.
 
     Example: [bold]streamprep repair --verify[/bold]
     """
@@ -417,7 +417,7 @@ def repair(
     from streamprep.repair import repair
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading the log of commits", total=None)
+        task = bar.add_task("looking at what was made", total=None)
         done = repair(
             loaded,
             plugins,
@@ -430,7 +430,8 @@ def repair(
         _out(f"{done.output}: nothing to repair: {whole}")
         return
     _out(f"{done.output}: {done.trouble}")
-    _out(f"the ledger was made again: {done.items} items are done, by {done.commits} commits")
+    if done.commits:
+        _out(f"the ledger was made again: {done.items} items are done, by {done.commits} commits")
     if done.aside is not None:
         _out(f"the former ledger is kept as {done.aside}")
     for said in done.damaged[:SHOWN]:

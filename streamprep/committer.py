@@ -26,6 +26,7 @@ from typing import Any
 
 from streamprep.hookspecs import Sink, Staged, StagedRows, Table
 from streamprep.journal import Commit, line_of
+from streamprep.journal import read as read_journal
 from streamprep.ledger import JOURNAL, Block, JobRow, Ledger, LedgerError, Shard
 from streamprep.model import OutputError
 from streamprep.sinks import _files
@@ -153,6 +154,10 @@ class Committer:
             if size_of(path) > length:
                 done.append(f"cut {size_of(path) - length} uncommitted bytes off the rows of {table}")
                 _files.truncate(path, length)
+        for name in self._growing:
+            if name not in self._ledger.versions() and (self.output / name).exists():
+                moved = _files.move_aside(self.output / name, self.orphans)
+                done.append(f"moved {name}, which has no rows, to {moved.name} in orphans")
         for path in self._owned_files():
             if not self._ledger.has_shard(path.relative_to(self.output).as_posix()):
                 moved = _files.move_aside(path, self.orphans)
@@ -172,10 +177,19 @@ class Committer:
             path = self.rows_path(table)
             if size_of(path) < length:
                 found.append(f"{path.name} holds {size_of(path)} of {length} committed bytes of the rows of {table}")
+        if self.later_commits() > 1:  # a crash leaves one at most
+            found.append(f"the ledger is older than the rest: {self.later_commits()} commits came after it")
         for shard in self._ledger.shards():
             if not self.is_there(shard):
                 found.append(f"{shard.path} is missing or has another size than the {shard.size} bytes committed")
         return found
+
+    def later_commits(self) -> int:
+        """How many commits the log of commits tells of that the ledger does not know."""
+        path, known = self.rows_path(JOURNAL), self._ledger.length(JOURNAL)
+        if size_of(path) <= known:
+            return 0
+        return sum(line is not None for line in read_journal(path, known))
 
     def is_there(self, shard: Shard) -> bool:
         """Whether a committed file is there, by its size."""
@@ -250,9 +264,11 @@ class Committer:
             raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
         optics: dict[str, list[Mapping[str, Any]]] = {}
         rendered = [(rows, *self._render(rows, optics)) for part in staged for rows in part.rows]
-        groups = {rows.table: number for rows, _, _, number in rendered if number is not None}
-        known = {table: len(self._ledger.optics(table)) for table in optics}
-        fresh = {table: dict(list(enumerate(made, start=1))[known[table] :]) for table, made in optics.items()}
+        groups = {
+            rows.table: {number: optics[rows.table][number - 1]}
+            for rows, _, _, number in rendered
+            if number is not None
+        }
         shards = []
         for part in staged:
             for file in part.files:
@@ -261,11 +277,12 @@ class Committer:
         blocks: list[Block] = []
         for rows, columns, data, _ in rendered:
             blocks.append(self._append(rows.table, data, blocks, rows.count, columns))
-        source = next(source for source in self._ledger.sources() if source.label == job.file.source)
-        commit = Commit(
-            source, job, tuple(shards), tuple(blocks), groups, fresh, tuple(warnings), tuple(notes), seconds, now
+        told = line_of(
+            self.described(
+                job, shards, blocks, groups, warnings=tuple(warnings), notes=tuple(notes), seconds=seconds, finished=now
+            )
         )
-        blocks.append(self._append(JOURNAL, line_of(commit), blocks))
+        blocks.append(self._append(JOURNAL, told, blocks))
         self._ledger.commit(
             job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
         )
@@ -274,6 +291,21 @@ class Committer:
                 self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
         with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
             self._write_item_files()
+
+    def described(
+        self,
+        job: JobRow,
+        shards: Sequence[Shard],
+        blocks: Sequence[Block],
+        optics: Mapping[str, Mapping[int, Mapping[str, Any]]],
+        **said: Any,
+    ) -> Commit:
+        """A commit for the log of commits."""
+        source = next(source for source in self._ledger.sources() if source.label == job.file.source)
+        found = {made.table: self._ledger.newest(made.source, made.path) for made in job.inputs if made.table}
+        tables = {number: table.identity for number, table in found.items() if table is not None}
+        plan = self._ledger.get("plan") or ""
+        return Commit(source, job, tuple(shards), tuple(blocks), plan, tables, optics, **said)
 
     def withdraw(self, staged: Sequence[Staged]) -> None:
         """Move aside what a commit placed that is not to be tried again."""

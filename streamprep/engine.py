@@ -62,6 +62,7 @@ _ITEMS: Mapping[tuple[Kind, ...], str] = {
 
 KEPT_FAILURES = 20
 MOST_DOUBTS = 10
+MOST_UNSTORED = 3
 REMOVED_CHECKED = 1000
 
 
@@ -180,6 +181,9 @@ class Engine:
         self._not_before: dict[tuple[Literal["job", "table"], int], float] = {}
         self._failing: dict[str, set[str]] = {}
         self._doubts: Counter[int] = Counter()
+        self._stored = 0
+        self._unstored: dict[int, tuple[int, int]] = {}
+        """Of jobs that the disk did not take: how often, and how many were stored before the first time."""
         self._waiting: set[int] = set()
         """Tables that were found to need another file."""
         self._mode: Mode = "starting"
@@ -653,8 +657,7 @@ class Engine:
         elif outcome.verdict == "waits":
             self.ledger.job_waits(job.id, outcome.reason or "waits")
         elif outcome.verdict == "unstored":
-            self.ledger.release(job.id)
-            self._pause(outcome.trouble or OSError(errno.EIO, os.strerror(errno.EIO)))
+            self._job_unstored(job, outcome, now)
         elif outcome.verdict == "unstarted":
             self.ledger.release(job.id)
             self._not_before["job", job.id] = self._clock() + 1.0
@@ -689,7 +692,22 @@ class Engine:
         self._not_before["job", job.id] = self._clock() + self.config.session.settle_seconds + 0.5
         self.watcher.rescan()
 
+    def _job_unstored(self, job: JobRow, outcome: Outcome, now: float) -> None:
+        """Pause for the disk, unless it is this job alone that it does not take."""
+        tries, stored = self._unstored.get(job.id, (0, self._stored))
+        self._unstored[job.id] = tries + 1, stored
+        trouble = outcome.trouble or OSError(errno.EIO, os.strerror(errno.EIO))
+        if tries >= MOST_UNSTORED and self._stored > stored:
+            said = f"its results cannot be stored, though others can: {trouble.filename or ''}: {trouble.strerror}"
+            self._job_failed(job, Outcome("failed", said, "a sink"), now)
+            return
+        self.ledger.release(job.id)
+        self._not_before["job", job.id] = self._clock() + DISK_RETRY_SECONDS
+        self._pause(OSError(trouble.errno, f"{trouble.strerror}, for {job.item}", trouble.filename))
+
     def _job_done(self, job: JobRow, outcome: Outcome) -> None:
+        self._stored += 1
+        self._unstored.pop(job.id, None)
         particles = sum(rows.count for part in outcome.staged for rows in part.rows if rows.table == "particles.star")
         self._rates.add(self._clock(), particles)
         for name, seconds in outcome.timings:

@@ -5,6 +5,7 @@ While the daemon runs it alone has the ledger; it is seen through ``status.json`
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -21,6 +22,7 @@ from streamprep.session import find_output, open_ledger, try_lock
 from streamprep.snapshot import clean, rows_of_sets, unmatched_text
 
 LISTED = 50
+OLD_SECONDS = 10
 
 
 def look(config: Config, plan: Plan) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
 def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     """The state for people."""
     age = f", state {report['age_seconds']:g} s old" if "age_seconds" in report else ""
+    if report.get("age_seconds", 0) > OLD_SECONDS:
+        age += ": it cannot be written, as where the disk is full, or the daemon is stuck"
     lines = [f"{clean(report['output'])}: daemon {report['daemon']}{age}"]
     if report.get("message"):
         lines.append(clean(report["message"]))
@@ -127,7 +131,14 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
     lock = try_lock(output, shared=True)
     if lock is None:
         request = output / STATE_FOLDER / f"request-{time.time_ns()}.json"
-        request.write_text(json.dumps({"name": name}))
+        begun = request.with_suffix(".part")
+        try:
+            begun.write_text(json.dumps({"name": name}))
+            begun.rename(request)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                begun.unlink()
+            raise ConfigError(f"{output}: the daemon cannot be asked: {error.strerror}") from error
         return "the running daemon was asked to take failed items up again"
     with lock:
         ledger = open_ledger(output, config, plan)
@@ -135,6 +146,8 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
             count = ledger.retry(name)
         finally:
             ledger.close()
+    if not count and name:
+        return f"no item that failed has {name!r} in its name; streamprep status lists them"
     return f"{count} failed items will be taken up again at the next start"
 
 

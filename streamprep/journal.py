@@ -30,10 +30,12 @@ class Commit:
     shards: tuple[Shard, ...]
     blocks: tuple[Block, ...]
     """Of the tables; the line's own is not among them."""
-    groups: Mapping[str, int] = field(default_factory=dict)
-    """Number of the optics group that its rows have in each table."""
+    plan: str = ""
+    """Hash of the plan that it was made with."""
+    tables: Mapping[int, Identity] = field(default_factory=dict)
+    """Identities of the tables that the job was made of, by their numbers."""
     optics: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
-    """Those of them that no line before this one has, by table and number."""
+    """Optics groups that its rows have, by table and number."""
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -64,10 +66,10 @@ def block_of(line: Line) -> Block:
     return Block(JOURNAL, line.start, line.length, 1, (), line.crc32)
 
 
-def read(path: Path) -> Iterator[Line | None]:
-    """The lines of a log; None for each that is damaged or not whole."""
-    start = 0
+def read(path: Path, start: int = 0) -> Iterator[Line | None]:
+    """The lines of a log from a place on; None for each that is damaged or not whole."""
     with path.open("rb") as file:
+        file.seek(start)
         for line in file:
             commit = _parsed(line)
             yield None if commit is None else Line(start, len(line), zlib.crc32(line), commit)
@@ -78,7 +80,13 @@ def _parsed(line: bytes) -> Commit | None:
     crc, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text):
         return None
-    said = json.loads(text)
+    try:
+        return _commit(json.loads(text))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None  # of another version, or made up
+
+
+def _commit(said: Mapping[str, Any]) -> Commit:
     source, job = said["source"], said["job"]
     file = FileRow(**{**job["file"], "identity": Identity(*job["file"]["identity"])})
     inputs = tuple(JobInput(**made) for made in job["inputs"])
@@ -87,7 +95,8 @@ def _parsed(line: bytes) -> Commit | None:
         JobRow(**{**job, "file": file, "inputs": inputs}),
         tuple(Shard(**shard) for shard in said["shards"]),
         tuple(_block(block) for block in said["blocks"]),
-        said["groups"],
+        said["plan"],
+        {int(number): Identity(*identity) for number, identity in said["tables"].items()},
         {table: {int(number): data for number, data in made.items()} for table, made in said["optics"].items()},
         tuple(said["warnings"]),
         tuple(said["notes"]),

@@ -86,7 +86,7 @@ CREATE TABLE tables (
   name TEXT PRIMARY KEY, length INTEGER NOT NULL, rows INTEGER NOT NULL DEFAULT 0,
   version INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE optics (
-  tbl TEXT NOT NULL, number INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (tbl, number), UNIQUE (tbl, data)) STRICT;
+  tbl TEXT NOT NULL, number INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (tbl, number)) STRICT;
 CREATE TABLE counts (
   tbl TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (tbl, kind, state))
   STRICT, WITHOUT ROWID;
@@ -172,6 +172,13 @@ State = Literal["ready", "queued", "claimed", "done", "rejected", "failed", "sup
 
 class LedgerError(StreamprepError):
     """The ledger cannot be used as it is."""
+
+
+class DamagedLedgerError(LedgerError):
+    """It holds something that is no ledger."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: the ledger is damaged: {reason}. Make it again with: streamprep repair")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +308,9 @@ class Ledger:
         except (sqlite3.OperationalError, OSError) as error:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise LedgerError(f"{path}: the ledger is damaged: {error}") from error
+            raise DamagedLedgerError(path, str(error)) from error
         if broken:
-            raise LedgerError(f"{path}: the ledger is damaged: {'; '.join(broken)}")
+            raise DamagedLedgerError(path, "; ".join(broken))
 
     def close(self) -> None:
         """Close the connection."""
@@ -1113,6 +1120,7 @@ class Ledger:
         shards: Sequence[Shard],
         blocks: Sequence[Block],
         *,
+        tables: Mapping[int, Identity],
         warnings: Sequence[str] = (),
         notes: Sequence[str] = (),
         seconds: float,
@@ -1120,12 +1128,19 @@ class Ledger:
     ) -> None:
         """Record a commit of a ledger that was lost; call it in the order of the commits.
 
-        The tables that it was made of are known by their places from then on, and read when they are found there.
+        The tables that it was made of, with the identities that they had, are read again when they are found, at their
+        places or elsewhere.
         """
         file, raw = job.file, os.fsencode(job.file.path)
         with self.transaction():
             self.put_source(source)
             known = self.newest(file.source, file.path)
+            if known is not None and known.item != file.item:  # it went elsewhere, and this came in its place
+                self._db.execute(
+                    "UPDATE files SET path = ? WHERE source = ? AND path = ?",
+                    (os.fsencode(f".moved/{known.id}/{Path(file.path).name}"), file.source, raw),
+                )
+                known = None
             if known is not None and known.identity._replace(ctime_ns=0) == file.identity._replace(ctime_ns=0):
                 number = known.id
                 self._db.execute("UPDATE files SET state = 'queued', gone = 0 WHERE id = ?", (number,))
@@ -1145,7 +1160,10 @@ class Ledger:
             )
             self._db.executemany("DELETE FROM shards WHERE path = ?", [(shard.path,) for shard in shards])
             (last,) = self._db.execute("SELECT max(generation) FROM jobs WHERE item = ?", (file.item,)).fetchone()
-            made_of = [replace(made, table=self._placed_table(made)) if made.table else made for made in job.inputs]
+            made_of = [
+                replace(made, table=self._placed_table(made, tables.get(made.table))) if made.table else made
+                for made in job.inputs
+            ]
             described = self._describe(number, made_of)
             cursor = self._db.execute(
                 "INSERT INTO jobs (item, file, generation, inputs, signature, origin, state, attempts) "
@@ -1155,20 +1173,108 @@ class Ledger:
             job = replace(job, id=int(cursor.lastrowid or 0), file=replace(file, id=number))
             self.commit(job, shards, blocks, optics={}, warnings=warnings, notes=notes, seconds=seconds, now=now)
 
-    def _placed_table(self, made: JobInput) -> int:
-        """The number of a table that a job was made of; where it is not known, of a generation that never was."""
+    def _placed_table(self, made: JobInput, identity: Identity | None) -> int:
+        """The number of a table that a job was made of; a table waits to be read, anything else to be found."""
         place = (made.source, os.fsencode(made.path))
+        is_table = made.kind in TABLE_KINDS and identity is not None
+        found = identity if is_table and identity is not None else Identity(0, 0, 0, 0)
         first = self._db.execute(
             "SELECT id FROM files WHERE source = ? AND path = ? ORDER BY generation LIMIT 1", place
         ).fetchone()
         if first is not None:
+            self._db.execute(
+                "UPDATE files SET size = ?, mtime_ns = ?, inode = ? WHERE id = ?",
+                (found.size, found.mtime_ns, found.inode, first[0]),
+            )
             return int(first[0])
         cursor = self._db.execute(
             "INSERT INTO files (source, path, generation, kind, item, key, size, mtime_ns, inode, state, noticed) "
-            "VALUES (?, ?, 0, ?, ?, ?, 0, 0, 0, 'superseded', 0)",
-            (*place, made.kind, item_name(made.source, made.path), self._key(made.path)),
-        )
+            "VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, 0)",
+            (*place, made.kind, item_name(made.source, made.path), self._key(made.path), found.size, found.mtime_ns,
+             found.inode, "ready" if is_table else "superseded"),
+        )  # fmt: skip
         return int(cursor.lastrowid or 0)
+
+    def fill_optics(self) -> None:
+        """Where numbers of optics groups are missing, which no rows have, repeat another one, so that all count on."""
+        with self.transaction():
+            for (table,) in self._db.execute("SELECT DISTINCT tbl FROM optics").fetchall():
+                rows = self._db.execute("SELECT number, data FROM optics WHERE tbl = ? ORDER BY number", (table,))
+                known = dict(rows.fetchall())
+                for number in set(range(1, max(known, default=0))) - set(known):
+                    self._db.execute("INSERT INTO optics VALUES (?, ?, ?)", (table, number, known[max(known)]))
+
+    # --- mending ---
+
+    def done_jobs(self) -> list[int]:
+        """Numbers of the jobs that are done, in the order in which they were."""
+        rows = self._db.execute("SELECT id FROM jobs WHERE state = 'done' ORDER BY finished, id")
+        return [int(row[0]) for row in rows]
+
+    def committed(self, job: int) -> tuple[JobRow, tuple[Shard, ...], tuple[Block, ...], dict[str, Any]]:
+        """A job that is done, its files and rows, and what was said when it was committed."""
+        row = self._db.execute(
+            f"SELECT j.id, j.item, j.generation, j.inputs, j.attempts, {_FILE}, j.warnings, j.notes, j.seconds, "
+            "j.finished FROM jobs j JOIN files f ON f.id = j.file WHERE j.id = ?",
+            (job,),
+        ).fetchone()
+        inputs = tuple(JobInput(*made) for made in json.loads(row[3]))
+        shards = self._db.execute("SELECT path, size, crc32 FROM shards WHERE job = ? AND live", (job,))
+        blocks = self._db.execute(
+            "SELECT tbl, start, length, count, columns, crc32 FROM blocks WHERE job = ? AND live AND tbl != ? "
+            "ORDER BY id",
+            (job, JOURNAL),
+        )
+        said = {
+            "warnings": tuple(json.loads(row[15] or "[]")),
+            "notes": tuple(json.loads(row[16] or "[]")),
+            "seconds": row[17] or 0.0,
+            "finished": row[18] or 0.0,
+        }
+        return (
+            JobRow(row[0], row[1], row[2], _file(row[5:15]), inputs, row[4]),
+            tuple(Shard(*shard) for shard in shards),
+            tuple(
+                Block(table, start, length, count, tuple(json.loads(columns)), crc32)
+                for table, start, length, count, columns, crc32 in blocks
+            ),
+            said,
+        )
+
+    def journal_blocks(self) -> Iterator[Block]:
+        """Where the lines of the log of commits stand, of all jobs that are or were done."""
+        rows = self._db.execute("SELECT start, length, crc32 FROM blocks WHERE tbl = ? ORDER BY start", (JOURNAL,))
+        for start, length, crc32 in rows:
+            yield Block(JOURNAL, start, length, 1, (), crc32)
+
+    def undo(self, job: int, reason: str) -> None:
+        """What a job made is not whole any more: its rows leave the sets, and its item is made again."""
+        with self.transaction():
+            (file,) = self._db.execute("SELECT file FROM jobs WHERE id = ?", (job,)).fetchone()
+            self._db.execute("DELETE FROM shards WHERE job = ?", (job,))
+            self._db.execute("UPDATE blocks SET live = 0 WHERE job = ? AND live", (job,))
+            self._db.execute("UPDATE jobs SET state = 'superseded', reason = ? WHERE id = ?", (_text(reason), job))
+            self._db.execute(
+                "UPDATE files SET state = CASE WHEN gone THEN 'superseded' ELSE 'ready' END, reason = ? WHERE id = ?",
+                (_text(reason), file),
+            )
+            self.put("joined", "")  # everything is matched anew at the next start
+
+    def forget_shards(self, paths: Iterable[str]) -> None:
+        """Files of older generations that are not there any more; nothing needs them."""
+        with self.transaction():
+            self._db.executemany("DELETE FROM shards WHERE path = ? AND NOT live", [(path,) for path in paths])
+
+    def replace_journal(self, blocks: Sequence[tuple[int, Block]]) -> None:
+        """Record where the lines of a log of commits stand that was written anew: of each job its own."""
+        with self.transaction():
+            self._db.execute("DELETE FROM blocks WHERE tbl = ?", (JOURNAL,))
+            self._db.execute("DELETE FROM tables WHERE name = ?", (JOURNAL,))
+            self._db.executemany(
+                "INSERT INTO blocks (job, tbl, start, length, count, columns, crc32, swept) "
+                "VALUES (?, ?, ?, ?, 1, '[]', ?, 1)",
+                [(job, JOURNAL, block.start, block.length, block.crc32) for job, block in blocks],
+            )
 
     def put_optics(self, table: str, groups: Mapping[int, Mapping[str, Any]]) -> None:
         """Record optics groups of a table, by number; those that are known stay as they are."""

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
 """Name of the ledger's file in the state folder."""
 
+RESULTS = ("particles.star", "noise.star", "particles", "noise", "maps")
+"""Names of which one at least is there where there are results."""
+
 WITHOUT_LEDGER = "make it again with: streamprep repair; or restore it from a copy, or give another output folder"
 
 STACKS: Kind = "particles"
@@ -215,7 +218,7 @@ def choose_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple
             "former configuration to continue it, or --new-set to process everything again into "
             f"{folder.name} beside it"
         )
-    strangers = [name for name in ("particles.star", "noise.star", "particles", "noise") if (folder / name).exists()]
+    strangers = [name for name in RESULTS if (folder / name).exists()]
     if strangers:
         raise ConfigError(
             f"{folder} holds {strangers[0]} but no ledger ({STATE_FOLDER}/{LEDGER}): it was not made here, or the "
@@ -318,7 +321,7 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         It is damaged.
     """
     path = output / STATE_FOLDER / LEDGER
-    has_results = any((output / STATE_FOLDER / "rows").glob("*"))
+    has_results = any((output / STATE_FOLDER / "rows").glob("*")) or any((output / name).exists() for name in RESULTS)
     if not path.exists() and has_results:
         raise ConfigError(f"{output}: there are results, but {path.name} is missing; {WITHOUT_LEDGER}")
     remote = file_system_of(output)

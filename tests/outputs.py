@@ -76,7 +76,7 @@ def check_invariants(output: Path, *, ended: bool = True, ledger: Path | None = 
         ).fetchall()
         assert not shared, f"I1 the same coordinates are in the sets twice: {shared}"
         shards = {row[0]: row[1:] for row in database.execute("SELECT path, size, crc32 FROM shards")}
-        blocks = database.execute("SELECT tbl, start, length, crc32 FROM blocks").fetchall()
+        blocks = database.execute("SELECT tbl, start, length, crc32 FROM blocks WHERE live").fetchall()
         lengths = dict(database.execute("SELECT name, length FROM tables"))
         counted = dict(database.execute("SELECT name, rows FROM tables"))
         images = dict(

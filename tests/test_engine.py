@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.session import find_output, make_sources
 from streamprep.sinks import _files
-from streamprep.workers import InlineExecutor
+from streamprep.workers import InlineExecutor, ItemJob, Outcome
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
 
@@ -267,4 +268,49 @@ def test_a_ledger_that_cannot_be_read_for_a_while_pauses_the_session(
     monkeypatch.setattr(engine.ledger, "job_counts", job_counts)
     assert engine.run().jobs == {"done": 3}
     assert any("the output cannot be written" in message for message in spy.messages)
+    check_invariants(session.output)
+
+
+@pytest.mark.case(6)
+def test_what_the_disk_does_not_take_of_one_job_alone_is_the_fault_of_that_job(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is too large for a limit, say: the others are done, and this one fails and names itself."""
+    engine, spy = make("session.max_attempts=1")
+    real = InlineExecutor.submit
+
+    def submit(self: InlineExecutor, job: Any) -> Any:
+        made = real(self, job)
+        if isinstance(job, ItemJob) and job.item.name.endswith("mic_0002"):
+            made = Future()
+            trouble = OSError(errno.EFBIG, "File too large", "stack.mrcs")
+            made.set_result(Outcome("unstored", "File too large", trouble=trouble))
+        return made
+
+    monkeypatch.setattr(InlineExecutor, "submit", submit)
+    last = engine.run()
+    assert last.jobs == {"done": 2, "failed": 1}
+    assert "its results cannot be stored, though others can: stack.mrcs: File too large" in last.failures[0]["reason"]
+    assert any("File too large, for Micrographs/mic_0002" in message for message in spy.messages)
+    check_invariants(session.output)
+
+
+@pytest.mark.case(5)
+def test_a_disk_that_takes_nothing_of_any_job_fails_none(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = make("session.max_attempts=1")
+    real, refused = InlineExecutor.submit, []
+
+    def submit(self: InlineExecutor, job: Any) -> Any:
+        if not isinstance(job, ItemJob) or len(refused) >= 20:
+            return real(self, job)
+        refused.append(job)
+        made: Future[Outcome] = Future()
+        made.set_result(Outcome("unstored", "full", trouble=OSError(errno.ENOSPC, "No space left on device")))
+        return made
+
+    monkeypatch.setattr(InlineExecutor, "submit", submit)
+    assert engine.run().jobs == {"done": 3}
+    assert len(refused) == 20
     check_invariants(session.output)

@@ -55,6 +55,11 @@ def stacks_of(output: Path) -> dict[str, tuple[int, bytes]]:
     return {name: found for name, found in files_of(output).items() if name.endswith((".mrcs", ".mrc"))}
 
 
+def sets_of(output: Path) -> list[bytes]:
+    """Pixels of all rows, whatever their stacks are called."""
+    return [pixels.tobytes() for pixels in images_of(output, "particles.star").values()]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A session of five micrographs with their CTF that is done."""
@@ -111,7 +116,7 @@ def test_a_sound_session_is_left_alone(folder: Path) -> None:
 @pytest.mark.case(12)
 def test_what_is_missing_is_made_again_and_nothing_else(folder: Path) -> None:
     output = folder / "streamprep_out"
-    before = stacks_of(output)
+    before, sets = stacks_of(output), sets_of(output)
     gone = sorted(name for name in before if name.startswith("particles/"))[2]
     (output / gone).unlink()
     with pytest.raises(LedgerError, match=r"mic_0003.*missing.*streamprep repair"):
@@ -120,11 +125,12 @@ def test_what_is_missing_is_made_again_and_nothing_else(folder: Path) -> None:
     assert (done.items, len(done.damaged)) == (4, 1)
     assert "mic_0003" in done.damaged[0]
     assert gone in str(done.trouble)
-    assert once(folder).jobs == {"done": 5}
+    assert once(folder).jobs == {"done": 5, "superseded": 1}
     after = stacks_of(output)
     kept = [name for name in before if "mic_0003" not in name]
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    assert {name: found[1] for name, found in after.items()} == {name: found[1] for name, found in before.items()}
+    assert after[gone.replace("mic_0003", "mic_0003~2")][1] == before[gone][1]
+    assert sorted(sets_of(output)) == sorted(sets)
     check_invariants(output)
 
 
@@ -138,26 +144,37 @@ def test_changed_bytes_are_found_with_verify(folder: Path) -> None:
     done = mend(folder, verify=True)
     assert "mic_0002" in str(done.trouble)
     assert ["mic_0002" in said for said in done.damaged] == [True]
-    assert once(folder).jobs == {"done": 5}
-    assert stack.read_bytes() == whole
+    assert once(folder).jobs == {"done": 5, "superseded": 1}
+    assert stack.with_name("mic_0002~2.mrcs").read_bytes() == whole
     check_invariants(output)
 
 
 @pytest.mark.case(12)
 def test_rows_that_were_damaged_are_made_again(folder: Path) -> None:
     output = folder / "streamprep_out"
-    before = images_of(output, "particles.star")
+    sets = sets_of(output)
     log = output / ".streamprep/rows/particles.star.rows"
     data = bytearray(log.read_bytes())
     data[len(data) // 2] ^= 1
     log.write_bytes(data)
     done = mend(folder, verify=True)
     assert (done.items, len(done.damaged)) == (4, 1)
-    assert once(folder).jobs == {"done": 5}
-    after = images_of(output, "particles.star")
-    assert {name: pixels.tobytes() for name, pixels in after.items()} == {
-        name: pixels.tobytes() for name, pixels in before.items()
-    }
+    assert once(folder).jobs == {"done": 5, "superseded": 1}
+    assert sorted(sets_of(output)) == sorted(sets)
+    check_invariants(output)
+
+
+def test_a_row_log_that_was_cut_costs_the_items_that_lost_rows(folder: Path) -> None:
+    output = folder / "streamprep_out"
+    sets = sets_of(output)
+    log = output / ".streamprep/rows/particles.star.rows"
+    os.truncate(log, log.stat().st_size - 10)
+    with pytest.raises(LedgerError, match="committed bytes of the rows of particles.star.*streamprep repair"):
+        once(folder)
+    assert len(mend(folder).damaged) == 1
+    assert mend(folder).trouble is None
+    assert once(folder).jobs == {"done": 5, "superseded": 1}
+    assert sorted(sets_of(output)) == sorted(sets)
     check_invariants(output)
 
 
@@ -184,8 +201,136 @@ def test_without_a_log_there_is_nothing_to_repair_from(folder: Path) -> None:
     state = folder / "streamprep_out/.streamprep"
     (state / "ledger.sqlite").unlink()
     (state / "rows/commits.rows").unlink()
-    with pytest.raises(ConfigError, match=r"commits\.rows: missing, .* everything is processed again"):
+    with pytest.raises(
+        ConfigError, match=r"ledger\.sqlite is missing, and so is commits\.rows.* everything is processed again"
+    ):
         mend(folder)
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "cut"])
+def test_a_log_of_commits_that_is_damaged_beside_a_sound_ledger_is_written_anew(folder: Path, how: str) -> None:
+    output = folder / "streamprep_out"
+    before, log = files_of(output), output / ".streamprep/rows/commits.rows"
+    data = bytearray(log.read_bytes())
+    if how == "gone":
+        log.unlink()
+    elif how == "cut":
+        log.write_bytes(data[: len(data) // 2])
+    else:
+        data[20] ^= 1
+        log.write_bytes(data)
+    done = mend(folder)
+    assert "written anew" in str(done.trouble)
+    assert (done.items, done.damaged) == (5, ())
+    (output / ".streamprep/ledger.sqlite").unlink()  # the new one does as well as the first
+    assert mend(folder).items == 5
+    assert once(folder).jobs == {"done": 5}
+    assert stacks_of(output) == {name: before[name] for name in stacks_of(output)}
+    assert {name: found[1] for name, found in files_of(output).items()} == {
+        name: found[1] for name, found in before.items()
+    }
+    check_invariants(output)
+
+
+def test_a_ledger_that_is_older_than_the_rest_is_refused_and_repaired(folder: Path) -> None:
+    """A copy of it was put back, say: what was committed since is not thrown away, though its micrographs are gone."""
+    output = folder / "streamprep_out"
+    ledger = output / ".streamprep/ledger.sqlite"
+    names = sorted((folder / "Micrographs").iterdir())
+    hidden = folder / "elsewhere"
+    hidden.mkdir()
+    shutil.rmtree(output)
+    for path in names[2:]:
+        path.rename(hidden / path.name)
+    once(folder)
+    early = ledger.read_bytes()
+    for path in hidden.iterdir():
+        path.rename(folder / "Micrographs" / path.name)
+    once(folder)
+    rows, before = set(images_of(output, "particles.star")), stacks_of(output)
+    ledger.write_bytes(early)
+    shutil.rmtree(folder / "Micrographs")
+    (folder / "Micrographs").mkdir()
+    with pytest.raises(LedgerError, match="older than the rest: 3 commits.*streamprep repair"):
+        once(folder)
+    done = mend(folder)
+    assert (done.items, done.damaged) == (5, ())
+    once(folder)
+    assert set(images_of(output, "particles.star")) == rows
+    assert stacks_of(output) == before
+    check_invariants(output)
+
+
+def test_tables_without_rows_are_not_left_as_they_were(folder: Path) -> None:
+    """Everything is lost, and its inputs are gone: no published table names what is not there."""
+    output = folder / "streamprep_out"
+    shutil.rmtree(output / "particles")
+    shutil.rmtree(folder / "Micrographs")
+    (folder / "Micrographs").mkdir()
+    assert len(mend(folder).damaged) == 5
+    once(folder)
+    assert not (output / "particles.star").exists() or not images_of(output, "particles.star")
+    check_invariants(output)
+
+
+def test_a_ledger_that_another_has_is_not_taken_for_damaged(folder: Path) -> None:
+    ledger = folder / "streamprep_out/.streamprep/ledger.sqlite"
+    before = ledger.read_bytes()
+    reader = sqlite3.connect(ledger)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM jobs").fetchone()
+    try:
+        with pytest.raises(LedgerError, match="locked"):
+            mend(folder)
+    finally:
+        reader.close()
+    assert ledger.read_bytes() == before
+    with sqlite3.connect(ledger) as writer:
+        writer.execute("PRAGMA user_version = 99")
+    writer.close()
+    with pytest.raises(LedgerError, match="another version"):
+        mend(folder)
+
+
+def test_results_of_another_plan_are_not_adopted(folder: Path) -> None:
+    state = folder / "streamprep_out/.streamprep"
+    for name in ("ledger.sqlite", "plan.json"):
+        (state / name).unlink()
+    with pytest.raises(ConfigError, match="made with another plan"):
+        mend(folder, "extract.box_size_px=36")
+    assert not (state / "new-ledger.sqlite").exists()
+
+
+def test_results_without_any_record_are_left_alone(folder: Path) -> None:
+    output = folder / "streamprep_out"
+    before = files_of(output)
+    (output / ".streamprep/ledger.sqlite").unlink()
+    shutil.rmtree(output / ".streamprep/rows")
+    with pytest.raises(ConfigError, match="there are results, but ledger.sqlite is missing"):
+        once(folder)
+    assert files_of(output) == before
+
+
+def test_a_table_that_was_moved_is_not_taken_for_another(folder: Path) -> None:
+    """Of two micrographs that fit, the better one comes late and takes the picks; then the ledger is lost."""
+    output = folder / "streamprep_out"
+    micrograph = folder / "Micrographs/mic_0001.mrc"
+    shutil.rmtree(output)
+    shutil.copy(micrograph, folder / "whole.mrc")
+    micrograph.rename(folder / "Micrographs/mic_0001_DW.mrc")
+    once(folder, "matching.suffixes=['_autopick', '_DW']")
+    (folder / "Coordinates/later").mkdir()
+    table = next((folder / "Coordinates").glob("mic_0001*"))
+    table.rename(folder / "Coordinates/later" / table.name)
+    once(folder, "matching.suffixes=['_autopick', '_DW']")
+    (folder / "whole.mrc").rename(micrograph)
+    once(folder, "matching.suffixes=['_autopick', '_DW']")
+    names = set(images_of(output, "particles.star"))
+    (output / ".streamprep/ledger.sqlite").unlink()
+    mend(folder, "matching.suffixes=['_autopick', '_DW']")
+    once(folder, "matching.suffixes=['_autopick', '_DW']")
+    assert set(images_of(output, "particles.star")) == names
+    check_invariants(output)
 
 
 def test_nothing_was_processed(tmp_path: Path) -> None:
@@ -287,6 +432,24 @@ def test_maps(tmp_path: Path) -> None:
     (output / ".streamprep/ledger.sqlite").unlink()
     assert mend(tmp_path).items == 3
     assert once(tmp_path).jobs == {"done": 3}
+    assert files_of(output) == before
+
+
+def test_a_map_that_was_moved_before_another_came_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "Maps/old").mkdir(parents=True)
+    (tmp_path / "streamprep.toml").write_text('[session]\nwatch = ["Maps"]\n[maps.invert]\n')
+    path = tmp_path / "Maps/x.mrc"
+    for number, place in enumerate((path, None)):
+        mrc_output.write(path, tiny_map(12, number).pixels, pixel_size_angstrom=1.5, stack=False)
+        assert once(tmp_path).jobs == {"done": number + 1}
+        if place is not None:
+            path.rename(tmp_path / "Maps/old/x.mrc")
+            once(tmp_path)
+    output = tmp_path / "streamprep_out"
+    before = files_of(output)
+    (output / ".streamprep/ledger.sqlite").unlink()
+    assert mend(tmp_path).items == 2
+    assert once(tmp_path).jobs == {"done": 2}
     assert files_of(output) == before
 
 
