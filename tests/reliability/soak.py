@@ -35,6 +35,9 @@ KILLED_SHARE = 0.2
 WARM_UP_SHARE = 0.2
 """Of the life of the last daemon, that says nothing about slopes."""
 PER_FOLDER = 1000
+MOST_MB_PER_10000 = 1.0
+STEADY = 15_000
+"""From so many micrographs on the slope says something."""
 
 CONFIG = f"""[session]
 watch = ["Micrographs", "Coordinates"]
@@ -306,6 +309,8 @@ def main() -> None:
         given.json.write_text(json.dumps(asdict(report)))
     if given.plot is not None:
         plot(report, given.plot)
+    if given.micrographs >= STEADY and report.daemon_mb_per_10000 >= MOST_MB_PER_10000:
+        sys.exit(f"the daemon's memory grows by {MOST_MB_PER_10000:g} MB or more per 10,000 items")
 
 
 if __name__ == "__main__":
