@@ -268,20 +268,23 @@ def plot(report: Report, path: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
     done = [sample.done for sample in report.samples]
     axes[0, 0].plot(done, [sample.daemon_mb for sample in report.samples], label="daemon")
-    axes[0, 0].plot(done, [sample.workers_mb for sample in report.samples], label="workers")
-    axes[0, 0].set(title="resident memory of its own [MB]", ylim=(0, None))
+    if any(sample.workers_mb for sample in report.samples):
+        axes[0, 0].plot(done, [sample.workers_mb for sample in report.samples], label="workers")
+    axes[0, 0].set(title="resident memory of its own [MB]")
+    axes[0, 0].set_ylim(0, 1.2 * axes[0, 0].get_ylim()[1])
     axes[0, 0].legend()
     axes[0, 1].plot(done, [sample.descriptors for sample in report.samples])
     axes[0, 1].set(title="descriptors of the daemon", ylim=(0, None))
     commits = [1000 * note["seconds"] for note in report.notes if note["what"] == "commit"]
     axes[1, 0].plot(np.linspace(done[0], done[-1], len(commits)), commits, ".", markersize=3)
     axes[1, 0].set(title="commit, mean of 100 [ms]", ylim=(0, None), xlabel="micrographs done")
+    axes[1, 1].set(xlabel="files, or rows / 100")
     scans = [(note["files"], note["seconds"]) for note in report.notes if note["what"] == "scan"]
-    axes[1, 1].plot(*zip(*scans, strict=True), ".", markersize=3, label="scan of so many files")
+    axes[1, 1].plot(*zip(*scans, strict=True), ".", markersize=3, label="scan")
     published = [
         (note["rows"] / 100, note["seconds"]) for note in report.notes if note["what"] == "publish" and note["rows"]
     ]
-    axes[1, 1].plot(*zip(*published, strict=True), ".", markersize=3, label="publication of 100 times as many rows")
+    axes[1, 1].plot(*zip(*published, strict=True), ".", markersize=3, label="publication of a table")
     axes[1, 1].set(title="scans and publications [s]", ylim=(0, None))
     axes[1, 1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
