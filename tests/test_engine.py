@@ -266,6 +266,7 @@ def test_a_ledger_that_cannot_be_read_for_a_while_pauses_the_session(
         return counts()
 
     monkeypatch.setattr(engine.ledger, "job_counts", job_counts)
+    monkeypatch.setattr(engine, "_wake", Instant())
     assert engine.run().jobs == {"done": 3}
     assert any("the output cannot be written" in message for message in spy.messages)
     check_invariants(session.output)
@@ -288,6 +289,7 @@ def test_what_the_disk_does_not_take_of_one_job_alone_is_the_fault_of_that_job(
         return made
 
     monkeypatch.setattr(InlineExecutor, "submit", submit)
+    monkeypatch.setattr(engine, "_wake", Instant())
     last = engine.run()
     assert last.jobs == {"done": 2, "failed": 1}
     assert "its results cannot be stored, though others can: stack.mrcs: File too large" in last.failures[0]["reason"]
@@ -311,6 +313,7 @@ def test_a_disk_that_takes_nothing_of_any_job_fails_none(
         return made
 
     monkeypatch.setattr(InlineExecutor, "submit", submit)
+    monkeypatch.setattr(engine, "_wake", Instant())
     assert engine.run().jobs == {"done": 3}
     assert len(refused) == 20
     check_invariants(session.output)
