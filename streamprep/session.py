@@ -321,7 +321,8 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         It is damaged.
     """
     path = output / STATE_FOLDER / LEDGER
-    has_results = any((output / STATE_FOLDER / "rows").glob("*")) or any((output / name).exists() for name in RESULTS)
+    tables = any((output / name).is_file() for name in RESULTS)
+    has_results = tables or any((output / STATE_FOLDER / "rows").glob("*")) or any((output / "maps").rglob("*.mrc"))
     if not path.exists() and has_results:
         raise ConfigError(f"{output}: there are results, but {path.name} is missing; {WITHOUT_LEDGER}")
     remote = file_system_of(output)

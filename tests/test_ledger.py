@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamprep.ledger import Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
+from streamprep.ledger import SCHEMA_VERSION, Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
 from streamprep.model import Identity, Kind
 from streamprep.naming import DEFAULT_SUFFIXES
 
@@ -1025,7 +1025,7 @@ def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path
     database.execute("PRAGMA user_version = 7")
     database.close()
     for _ in range(2):
-        with pytest.raises(LedgerError, match="schema 7, this one writes 3"):
+        with pytest.raises(LedgerError, match=f"schema 7, this one writes {SCHEMA_VERSION}"):
             Ledger(path)
 
 
