@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,6 +222,27 @@ def test_a_job_that_nobody_wants_any_more_does_not_keep_its_worker(
 
 
 @pytest.mark.case(28)
+@pytest.mark.case(4)
+def test_a_second_signal_does_not_wait_for_a_job_that_hangs(
+    session: Session, installed: dict[str, str], eventually: Callable[[Callable[[], bool], float], None]
+) -> None:
+    session.append('[micrographs.trouble]\nhow = "hang once"\n')
+    daemon = session.start(env=installed)
+    try:
+        eventually((session.folder / "flag").exists, 60.0)
+        daemon.terminate()
+        status = session.output / ".streamprep/status.json"
+        eventually(lambda: '"draining"' in status.read_text(), 60.0)
+        assert daemon.poll() is None
+        daemon.terminate()
+        assert daemon.wait(timeout=30) == 128 + signal.SIGTERM
+    finally:
+        daemon.kill()
+        daemon.communicate(timeout=60)
+    assert session.once(env=installed).returncode == 0
+    check_invariants(session.output)
+
+
 @pytest.mark.parametrize(
     ("how", "setup", "words"),
     [
