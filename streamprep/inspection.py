@@ -80,7 +80,7 @@ def _from_ledger(ledger: Ledger) -> dict[str, Any]:
 def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
     """The state for people."""
     age = f", state {report['age_seconds']:g} s old" if "age_seconds" in report else ""
-    if report.get("age_seconds", 0) > OLD_SECONDS:
+    if report["daemon"] == "running" and report.get("age_seconds", 0) > OLD_SECONDS:
         age += ": it cannot be written, as where the disk is full, or the daemon is stuck"
     lines = [f"{clean(report['output'])}: daemon {report['daemon']}{age}"]
     if report.get("message"):

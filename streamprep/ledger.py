@@ -179,6 +179,7 @@ class DamagedLedgerError(LedgerError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: the ledger is damaged: {reason}. Make it again with: streamprep repair")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,27 +23,7 @@ from streamprep.sinks import _files
 from streamprep.workers import InlineExecutor, ItemJob, Outcome
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
-
-
-class Clock:
-    """A clock that goes on by itself at every look, so that nothing has to wait."""
-
-    def __init__(self, step: float = 0.02) -> None:
-        self.time, self.step = 0.0, step
-
-    def __call__(self) -> float:
-        self.time += self.step
-        return self.time
-
-
-class Instant:
-    """An event that nobody waits for."""
-
-    def wait(self, seconds: float) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def set(self) -> None: ...
+from tests.reliability.pausing import Clock, Instant
 
 
 class Spy:

@@ -88,7 +88,7 @@ def test_a_lost_ledger_is_made_again(folder: Path, lose: Callable[[Path], None])
     output = folder / "streamprep_out"
     before, ledger = files_of(output), output / ".streamprep/ledger.sqlite"
     lose(ledger)
-    with pytest.raises((ConfigError, LedgerError), match="streamprep repair|damaged") as refused:
+    with pytest.raises((ConfigError, LedgerError), match="streamprep repair") as refused:
         once(folder)
     assert "ledger" in str(refused.value)
     assert files_of(output) == before
@@ -201,9 +201,7 @@ def test_without_a_log_there_is_nothing_to_repair_from(folder: Path) -> None:
     state = folder / "streamprep_out/.streamprep"
     (state / "ledger.sqlite").unlink()
     (state / "rows/commits.rows").unlink()
-    with pytest.raises(
-        ConfigError, match=r"ledger\.sqlite is missing, and so is commits\.rows.* everything is processed again"
-    ):
+    with pytest.raises(ConfigError, match=r"ledger\.sqlite is missing; commits\.rows.* everything is processed again"):
         mend(folder)
 
 
