@@ -187,8 +187,8 @@ def _rebuild(
             log_of_commits = committer.rows_path(JOURNAL)
             if not log_of_commits.exists():
                 raise ConfigError(
-                    f"{output}: {trouble}; {log_of_commits.name}, which it is made again from, is missing, too. Restore "
-                    "one of them from a copy; or give another output folder, and everything is processed again"
+                    f"{output}: {trouble}; {log_of_commits.name}, which it is made again from, is missing, too. "
+                    "Restore one of them from a copy; or give another output folder, and everything is processed again"
                 )
             commits, damaged = _restore(ledger, committer, log_of_commits, plan, verify, progress)
             ledger.put("plan", plan.hash)
