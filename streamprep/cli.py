@@ -190,6 +190,11 @@ class _Log(logging.handlers.RotatingFileHandler):
         """Nothing: where the disk is full, the console says so, and the log has to wait."""
 
 
+def _is_not_of_the_end(record: logging.LogRecord) -> bool:
+    """False for what watchdog calls an error when its thread looks once more after it was stopped."""
+    return not (record.name.startswith("watchdog.") and "when the thread is inactive" in record.getMessage())
+
+
 def _log_to(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     handler = _Log(
@@ -200,6 +205,7 @@ def _log_to(folder: Path) -> None:
         errors="backslashreplace",
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_is_not_of_the_end)
     for name in ("streamprep", "watchdog", "pebble"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
