@@ -57,7 +57,7 @@ GOAL_PER_HOUR = 7200.0
 GOAL_OF_DISK = 0.8
 GOAL_OF_RELION = 6.0
 GOAL_LATENCY_S = 3.0
-GOAL_MEMORY_MIB = 600.0
+GOAL_MEMORY_MB = 600.0
 SETTLE_SECONDS, POLL_SECONDS = 1.0, 5.0
 """The defaults of the configuration."""
 
@@ -502,13 +502,14 @@ def latency(name: str, acquisition: Path, folder: Path, settings: Settings) -> d
     shutil.rmtree(folder)
     shutil.rmtree(watched)
     first, *spent = [published[made] - at for made, at in zip(names, closed, strict=True)]
+    _, *committed = [done[made] - at for made, at in zip(names, closed, strict=True)]
     return {
         "interval_s": settings.interval_s,
         "first_s": round(first, 2),
         "median_s": round(median(spent), 2),
         "p95_s": round(percentile(spent, 0.95), 2),
         "max_s": round(max(spent), 2),
-        "median_until_committed_s": round(median(done[made] - at for made, at in zip(names, closed, strict=True)), 2),
+        "median_until_committed_s": round(median(committed), 2),
         "goal_s": SETTLE_SECONDS + POLL_SECONDS + 1.0 if name == "polling" else GOAL_LATENCY_S,
         "all_s": [round(seconds, 2) for seconds in spent],
     }
@@ -642,7 +643,29 @@ def tables(results: Mapping[str, Any]) -> str:
             f"{told[key]:.2f} s" for key in ("median_s", "median_until_committed_s", "p95_s", "max_s", "first_s")
         )
         lines.append(f"| {TITLES[name]} | {spent} | {told['goal_s']:g} s |")
+    lines += [
+        "",
+        "| goal | to reach | measured |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in goals(results)),
+    ]
     return "\n".join(lines)
+
+
+def goals(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is to be reached, and what was."""
+    sessions = results["throughput"]
+    if "without_noise" in sessions:
+        told = sessions["without_noise"]
+        least = min(GOAL_PER_HOUR, GOAL_OF_DISK * told["disk_micrographs_per_hour"])
+        yield "micrographs/h, without noise boxes", f"≥ {least:.0f}", str(told["micrographs_per_hour"])
+    if "ratio" in (results["relion"] or {}):
+        yield "particles/s per core, of RELION's", f"≥ {GOAL_OF_RELION:g} ×", f"{results['relion']['ratio']:.1f} ×"
+    for name, told in results["latency"].items():
+        yield f"latency of 95 %, {TITLES[name]}", f"≤ {told['goal_s']:g} s", f"{told['p95_s']:.1f} s"
+    if sessions:
+        most = max(peak for told in sessions.values() for peak in told["peak_memory_mib"]["worker"])
+        yield "peak memory of a worker", f"< {GOAL_MEMORY_MB:g} MB", f"{most * 1.048576:.0f} MB"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
@@ -661,10 +684,10 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     rates.plot(idle, names, "o", color="tab:orange", label="processor time on idle cores")
     written = [GOAL_OF_DISK * told["disk_micrographs_per_hour"] for told in sessions.values()]
     rates.plot(written, names, "D", color="tab:green", label="80 % of the disk")
-    rates.axvline(GOAL_PER_HOUR, color="black", linestyle="dashed")
+    rates.axvline(GOAL_PER_HOUR, color="black", linestyle="dashed", label="goal")
     rates.set(xlabel="micrographs/h", xlim=(0, None))
     rates.invert_yaxis()
-    rates.legend(fontsize="small")
+    rates.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     both = {"streamprep": sessions.get("as_relion"), "RELION": results["relion"]}
     shown = {name: told["particles_per_core_second"] for name, told in both.items() if told}
