@@ -81,6 +81,8 @@ class Settings:
     exposures: int
     """Micrographs of each session whose latency is measured; one more before them is not counted."""
     interval_s: float
+    workers: int = 0
+    """Worker processes; 0: as many as there are cores."""
 
     @property
     def background_px(self) -> int:
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--box", type=int, default=256, help="side of the boxes [px]")
     parser.add_argument("--exposures", type=int, default=12, help="micrographs whose latency is measured")
     parser.add_argument("--interval", type=float, default=3.0, help="time between two of them [s]")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; as many as cores unless given")
     parser.add_argument("--quick", action="store_true", help="3 micrographs, 2 exposures, results not kept")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--folder", type=Path, help="make the files in this folder, on the disk to measure")
@@ -108,7 +111,7 @@ def main() -> None:
         print(tables(json.loads(((kept or RESULTS) / "end_to_end.json").read_text(encoding="utf-8"))))
         return
     count, exposures = (3, 2) if said.quick else (said.micrographs, said.exposures)
-    settings = Settings(count, said.size, said.particles, said.box, exposures, said.interval)
+    settings = Settings(count, said.size, said.particles, said.box, exposures, said.interval, said.workers)
     with tempfile.TemporaryDirectory(prefix="end_to_end-", dir=said.folder) as made:
         results = measure(settings, said.parts, Path(made))
     if kept is not None:
@@ -231,6 +234,7 @@ def write_configuration(name: str, watched: Path, folder: Path, settings: Settin
         "[session]",
         f'watch = ["{watched}/Micrographs", "{watched}/Coordinates"]',
         'device = "cpu"',
+        f"workers = {settings.workers}",
         *(['events = "off"'] if name == "polling" else []),
         *(["[ctf]", f'table = "{watched}/{CTF_TABLE}"'] if flip else []),
         *(["[coordinates.pick_noise]"] if noise else []),
