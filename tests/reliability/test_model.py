@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from streamprep.committer import Committer
-from streamprep.ledger import Ledger
 from streamprep.sinks import _files
 from tests.reliability.model import Machine, World
 
@@ -38,6 +38,7 @@ SETTINGS = settings(
 @pytest.mark.timeout(0 if LONG else 240)
 def test_whatever_happens_the_sets_are_those_of_an_uninterrupted_run() -> None:
     run_state_machine_as_test(Machine, settings=SETTINGS)
+    assert World.batches[2] > 0, "several jobs were committed together now and then"
 
 
 def test_an_uninterrupted_run_makes_what_the_oracle_wants() -> None:
@@ -69,10 +70,11 @@ def names_without_fsync(patch: pytest.MonkeyPatch) -> None:
 
 
 def rename_before_the_data(patch: pytest.MonkeyPatch) -> None:
-    def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+    def replace_whole(path: Path, parts: Iterable[bytes | _files.Ranges], *, durable: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(b"".join(chunks))
+        chunks = ([part] if isinstance(part, bytes) else _files.read_ranges(part.path, part.ranges) for part in parts)
+        temporary.write_bytes(b"".join(itertools.chain.from_iterable(chunks)))
         temporary.replace(path)
         fsync_file(path)
         fsync_folder(path.parent)
@@ -83,17 +85,19 @@ def rename_before_the_data(patch: pytest.MonkeyPatch) -> None:
 
 def row_before_the_pixels(patch: pytest.MonkeyPatch) -> None:
     later: list[tuple[Any, ...]] = []
-    place, commit = Committer._place, Ledger.commit
+    place, record, sync = Committer._place, Committer._record, _files.make_names_durable
 
-    def commit_first(self: Ledger, *args: Any, **options: Any) -> None:
-        commit(self, *args, **options)
-        mine = [waiting for waiting in later if waiting[0]._ledger is self]
+    def record_first(self: Committer, ready: Any, fresh: Any) -> None:
+        record(self, ready, fresh)
+        mine = [waiting for waiting in later if waiting[0] is self]
         later.clear()
         for waiting in mine:
             place(*waiting)
+        sync([pair for made in ready for pair in made.placed])
 
     patch.setattr(Committer, "_place", lambda *args: later.append(args))
-    patch.setattr(Ledger, "commit", commit_first)
+    patch.setattr(Committer, "_record", record_first)
+    patch.setattr(_files, "make_names_durable", lambda placed: None)
 
 
 def fdatasync_again_after_it_failed(patch: pytest.MonkeyPatch) -> None:
