@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
-from scipy import fft
+from machine import calibration, peak_memory
 
 from streamprep.apply import apply
 from streamprep.arrays import fft_library
@@ -41,17 +41,6 @@ CASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 """Operation, the name of its reference, parameters."""
 REPEATS = 3
-
-
-def calibration() -> float:
-    """Time of the calibration kernel [s]."""
-    images = np.random.default_rng(0).standard_normal((64, 256, 256), dtype=np.float32)
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
-        fft.irfft2(fft.rfft2(images, workers=1), workers=1)
-        times.append(time.perf_counter() - before)
-    return min(times)
 
 
 def make_map(path: Path) -> None:
@@ -79,8 +68,7 @@ def one(number: int, source: Path) -> None:
             [operation], source, target, plugins, overrides=[f"{operation}.{text}" for text in parameters], device="cpu"
         )
         times.append(time.perf_counter() - before)
-    status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage tells that of the parent, if it was more
-    print(json.dumps([min(times), 1024 * int(status.partition("VmHWM:")[2].split()[0])]))
+    print(json.dumps([min(times), peak_memory()]))  # getrusage tells the parent's, where that was more
 
 
 def main() -> None:

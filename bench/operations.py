@@ -17,11 +17,11 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import tempfile  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
-from scipy import fft  # noqa: E402
+from machine import calibration, least  # noqa: E402
 
 from streamprep.apply import apply, make_steps  # noqa: E402
 from streamprep.arrays import array_namespace, choose_backend, fft_library  # noqa: E402
@@ -35,22 +35,6 @@ CHAIN = ("remove_dust", "normalize", "phase_flip", "invert", "threshold")
 SETTINGS = {"randomize_phases": ("randomize_phases.max_resolution_angstrom=10",)}
 PIXEL_SIZE_ANGSTROM = 2.0
 REPEATS = 5
-
-
-def least(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Least time of several runs [s]."""
-    times = []
-    for _ in range(repeats):
-        before = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - before)
-    return min(times)
-
-
-def calibration() -> float:
-    """Time of the calibration kernel [s]."""
-    images = np.random.default_rng(0).standard_normal((64, 256, 256), dtype=np.float32)
-    return least(lambda: fft.irfft2(fft.rfft2(images, workers=1), workers=1), 5)
 
 
 def make_stack(folder: Path, images: int) -> tuple[Path, Path]:
