@@ -496,7 +496,7 @@ def test_workers_killed_ended_and_begun_in_the_middle_of_jobs_make_the_same_sets
         text=True,
     )
     stopped.append(daemon)
-    eventually(lambda: len(said_by(held)) == 2, 90)
+    eventually(lambda: len(said_by(held)) == 2, 150)
     first.kill()
     second.terminate()
     eventually(lambda: second.poll() is not None, 25)  # with its job, which goes on for ever
