@@ -66,6 +66,44 @@ def to_host(array: Array) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
+def begin_to_host(array: Array) -> Callable[[], npt.NDArray[Any]]:
+    """Begin to copy an array to the host; what it returns waits until the copy is there, and gives it.
+
+    From a GPU into pinned memory, on a stream of its own, so that the next part is computed meanwhile. On the CPU there
+    is nothing to wait for.
+    """
+    if not is_cupy_array(array):
+        host = to_host(array)
+        return lambda: host
+    import cupy
+    import cupyx
+
+    copies = _stream_of_copies()
+    copies.wait_event(cupy.cuda.get_current_stream().record())  # until the array is computed
+    pinned = cupyx.empty_pinned(array.shape, array.dtype)
+    array.get(stream=copies, out=pinned, blocking=False)
+    copied = copies.record()
+
+    def wait(kept: Array = array) -> npt.NDArray[Any]:  # its memory must not be used again before
+        copied.synchronize()
+        del kept
+        return pinned  # type: ignore[no-any-return]
+
+    return wait
+
+
+@cache
+def _stream_of_copies() -> Any:
+    import cupy
+
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+def copies_at_a_time(array: Array) -> int:
+    """How many copies to the host may be under way while the next part is computed: 0 on the CPU."""
+    return 1 if is_cupy_array(array) else 0
+
+
 def choose_backend(device: DeviceName) -> Backend:
     """Choose where to compute.
 
@@ -413,6 +451,8 @@ CACHE_BYTES = 2 << 20
 """Images worked on at a time on the CPU; with what the operations make of them they stay in the cache of a core."""
 GPU_SHARE = 1 / 24
 """Of the free memory of a GPU that a part of a stack may take; the rest is for what the operations make of it."""
+GPU_BYTES = 32 << 20
+"""A part is no larger, so that one is copied to the host while the next is computed."""
 
 
 _halvings = 0
@@ -439,7 +479,7 @@ def images_in_part(pixels: Array) -> int:
         import cupy
 
         free, _ = cupy.cuda.runtime.memGetInfo()
-        room = GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes())
+        room = min(GPU_BYTES, GPU_SHARE * (free + cupy.get_default_memory_pool().free_bytes()))
     return max(1, int(room / 2**_halvings / max(1, 4 * math.prod(pixels.shape[1:]))))
 
 

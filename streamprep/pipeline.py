@@ -24,6 +24,8 @@ from streamprep.arrays import (
     Backend,
     ImagesOnDemand,
     array_namespace,
+    begin_to_host,
+    copies_at_a_time,
     images_in_part,
     to_host,
     writable,
@@ -467,16 +469,25 @@ def _store(
 
     with ExitStack() as opened:
         store: StackStore | None = None
+        copied: deque[tuple[int, Particles, Callable[[], Array]]] = deque()
 
         def give(start: int, part: Particles) -> None:
             nonlocal store
             if store is None:
                 store = opened.enter_context(open_stack(label or part.label, len(particles)))
-            store.put(start, part.with_pixels(to_host(part.pixels)))
-            told[start] = part.with_pixels(np.empty(0))
+            copied.append((start, part.with_pixels(np.empty(0)), begin_to_host(part.pixels)))
+            put_until(copies_at_a_time(part.pixels))
+
+        def put_until(left: int) -> None:
+            while len(copied) > left:
+                start, part, pixels = copied.popleft()
+                assert store is not None
+                store.put(start, part.with_pixels(pixels()))
+                told[start] = part
 
         size = images_in_part(particles.pixels[:0, ...])
         run_in_parts(last, len(particles), size, take, give, context, timer=timer)
+        put_until(0)
         assert store is not None  # there are particles
         stored, pixels = store.finish()
     return _joined([told[start] for start in sorted(told)], pixels), stored

@@ -12,6 +12,7 @@ import pytest
 from streamprep import arrays
 from streamprep.arrays import (
     array_namespace,
+    begin_to_host,
     cached_filter,
     choose_backend,
     fft_library,
@@ -134,6 +135,16 @@ def test_to_host_gives_the_same_values_as_numpy(backend: ArrayBackend, dtype: st
 def test_to_host_does_not_copy_what_is_on_the_host() -> None:
     pixels = np.zeros(3)
     assert to_host(pixels) is pixels
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_copies_to_the_host_hold_what_was_computed_before_they_began(backend: ArrayBackend) -> None:
+    values = np.arange(1 << 16, dtype=np.float32)
+    there = backend.asarray(values) * 2
+    copied = begin_to_host(there)
+    later = begin_to_host(there + 1)
+    np.testing.assert_array_equal(copied(), values * 2)
+    np.testing.assert_array_equal(later(), values * 2 + 1)
 
 
 @pytest.mark.gpu

@@ -423,9 +423,11 @@ def backwards(particles: Particles) -> Particles:
 @pytest.mark.parametrize(
     "names", [(), ("number",), ("number", "crop"), ("backwards",), ("backwards", "number"), ("number", "backwards")]
 )
+@pytest.mark.parametrize("copies", [0, 1])
 def test_stored_part_by_part_is_what_is_made_in_memory(
-    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], copies: int
 ) -> None:
+    monkeypatch.setattr("streamprep.pipeline.copies_at_a_time", lambda pixels: copies)  # 1 as on a GPU
     more = plugins
     for order, name in enumerate(names):
         function = {"number": number, "crop": crop, "backwards": backwards}[name]
