@@ -151,7 +151,7 @@ class Engine:
         )
         self.watcher = Watcher(
             self.sources,
-            known=lambda source, relative, identity: self.ledger.is_known(source.label, relative, identity),
+            known=lambda source, files: self.ledger.known(source.label, files),
             missing=self._missing,
             settle_seconds=config.session.settle_seconds,
             incomplete_seconds=config.session.incomplete_seconds,

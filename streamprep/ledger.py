@@ -164,6 +164,9 @@ JOURNAL = "commits"
 TABLE_KINDS: tuple[Kind, ...] = ("coordinates", "ctf", "rows")
 """Kinds of files that are tables."""
 
+ASKED_AT_ONCE = 512
+"""Of so many paths one statement asks."""
+
 ITEM_KINDS: tuple[Kind, ...] = ("micrograph", "particles", "map")
 """Kinds of files that jobs are made of, once all that belongs to them is there."""
 
@@ -425,16 +428,30 @@ class Ledger:
     # --- files ---
 
     def is_known(self, source: str, path: str, identity: Identity) -> bool:
-        """Whether the newest generation of a path has this identity.
+        """Whether the newest generation of a path has this identity; see `known`."""
+        return bool(self.known(source, {path: identity}))
+
+    def known(self, source: str, files: Mapping[str, Identity]) -> set[str]:
+        """Those of some paths of which the newest generation has the identity that is given.
 
         The change time is left out: `chmod` and hard links alter it and nothing else.
         """
-        row = self._db.execute(
-            "SELECT size, mtime_ns, inode, gone FROM files WHERE source = ? AND path = ? "
-            "ORDER BY generation DESC LIMIT 1",
-            (source, os.fsencode(path)),
-        ).fetchone()
-        return row is not None and not row[3] and tuple(row[:3]) == (identity.size, identity.mtime_ns, identity.inode)
+        paths = [os.fsencode(path) for path in files]
+        found: set[str] = set()
+        for start in range(0, len(paths), ASKED_AT_ONCE):
+            part = paths[start : start + ASKED_AT_ONCE]
+            marks = 1 << (len(part) - 1).bit_length()  # few different statements, each made ready once
+            rows = self._db.execute(
+                "SELECT path, size, mtime_ns, inode, gone, max(generation) FROM files WHERE source = ? "
+                f"AND path IN ({'?, ' * (marks - 1)}?) GROUP BY path",
+                (source, *part, *[part[-1]] * (marks - len(part))),
+            )
+            for raw, size, mtime_ns, inode, gone, _ in rows.fetchall():
+                path = os.fsdecode(raw)
+                identity = files[path]
+                if not gone and (size, mtime_ns, inode) == (identity.size, identity.mtime_ns, identity.inode):
+                    found.add(path)
+        return found
 
     def notice(
         self, source: str, path: str, identity: Identity, kind: Kind, now: float, problem: str | None = None

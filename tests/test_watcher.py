@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,17 @@ class Rig:
             **choices,
         )
 
-    def _known(self, source: Source, relative: str, identity: Identity) -> bool:
-        return self.seen.get((source.label, relative)) == (identity.size, identity.mtime_ns, identity.inode)
+    def _known(self, source: Source, files: Mapping[str, Identity]) -> set[str]:
+        return {
+            relative
+            for relative, found in files.items()
+            if self.seen.get((source.label, relative)) == (found.size, found.mtime_ns, found.inode)
+        }
 
-    def _stat(self, path: Path) -> os.stat_result:
+    def _stat(self, path: str) -> os.stat_result:
         self.stats += 1
-        self.on_stat(os.fspath(path))
-        return path.stat()
+        self.on_stat(path)
+        return os.stat(path)  # noqa: PTH116
 
     def poll(self, *, most: int = 2000) -> list[Arrival]:
         arrivals = self.watcher.poll(most=most)
