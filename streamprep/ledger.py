@@ -30,7 +30,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
@@ -114,40 +114,46 @@ _DISK_ERRORS = {
 }
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
+def _raise(error: sqlite3.Error) -> NoReturn:
     """What SQLite says of the disk is an OSError, as from any other file."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
-        if number is None:
-            raise
-        raise OSError(number, f"{os.strerror(number)}: the ledger") from error
+    number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+    if number is None:
+        raise error
+    raise OSError(number, f"{os.strerror(number)}: the ledger") from error
 
 
 class _Cursor(sqlite3.Cursor):
     """Reads and writes may both find the disk broken."""
 
     def execute(self, *args: Any) -> Self:
-        with _disk_errors():
+        try:
             return super().execute(*args)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def executemany(self, *args: Any) -> Self:
-        with _disk_errors():
+        try:
             return super().executemany(*args)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchone(self) -> Any:
-        with _disk_errors():
+        try:
             return super().fetchone()
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchall(self) -> list[Any]:
-        with _disk_errors():
+        try:
             return super().fetchall()
+        except sqlite3.Error as error:
+            _raise(error)
 
     def __next__(self) -> Any:
-        with _disk_errors():
+        try:
             return super().__next__()
+        except sqlite3.Error as error:
+            _raise(error)
 
 
 class _Connection(sqlite3.Connection):
@@ -436,18 +442,17 @@ class Ledger:
 
         The change time is left out: `chmod` and hard links alter it and nothing else.
         """
-        paths = [os.fsencode(path) for path in files]
+        raw_paths = {os.fsencode(path): path for path in files}
         found: set[str] = set()
-        for start in range(0, len(paths), ASKED_AT_ONCE):
-            part = paths[start : start + ASKED_AT_ONCE]
-            marks = 1 << (len(part) - 1).bit_length()  # few different statements, each made ready once
+        left = iter(raw_paths)
+        while part := list(itertools.islice(left, ASKED_AT_ONCE)):
             rows = self._db.execute(
                 "SELECT path, size, mtime_ns, inode, gone, max(generation) FROM files WHERE source = ? "
-                f"AND path IN ({'?, ' * (marks - 1)}?) GROUP BY path",
-                (source, *part, *[part[-1]] * (marks - len(part))),
+                f"AND path IN ({_marks(part)}) GROUP BY path",
+                (source, *_filled(part)),
             )
             for raw, size, mtime_ns, inode, gone, _ in rows.fetchall():
-                path = os.fsdecode(raw)
+                path = raw_paths[raw]
                 identity = files[path]
                 if not gone and (size, mtime_ns, inode) == (identity.size, identity.mtime_ns, identity.inode):
                     found.add(path)
@@ -1350,6 +1355,18 @@ class Ledger:
                 columns[names] = tuple(json.loads(names))
             yield Block(table, start, length, count, columns[names], crc32, item)
 
+    def newest_blocks(self, table: str, before: int | None, limit: int) -> dict[int, Block]:
+        """Blocks of rows that belong to a table now, the newest first, by their numbers; those ``before`` one of them.
+
+        None begins with the newest; call again with the least.
+        """
+        rows = self._db.execute(
+            "SELECT b.id, b.start, b.length, b.count, b.crc32, j.item FROM blocks b JOIN jobs j ON j.id = b.job "
+            "WHERE b.tbl = ? AND b.live AND b.id < ? ORDER BY b.id DESC LIMIT ?",
+            (table, 1 << 62 if before is None else before, limit),
+        )
+        return {row[0]: Block(table, row[1], row[2], row[3], (), row[4], row[5]) for row in rows}
+
     def ended_blocks(self) -> list[tuple[int, str, str, bool]]:
         """Blocks that ended and had a file of their own: number, table, item, and whether the item has another now."""
         rows = self._db.execute(
@@ -1380,6 +1397,15 @@ class Ledger:
     def has_shard(self, path: str) -> bool:
         """Whether a file of the output belongs to a commit."""
         return self._db.execute("SELECT 1 FROM shards WHERE path = ?", (path,)).fetchone() is not None
+
+    def strangers(self, paths: Iterable[str]) -> Iterator[str]:
+        """Those of some paths that no file has which belongs to a commit; `has_shard` for many of them."""
+        left = iter(paths)
+        while part := list(itertools.islice(left, ASKED_AT_ONCE)):
+            texts = [_text(path) for path in part]  # names that are no text are strangers
+            rows = self._db.execute(f"SELECT path FROM shards WHERE path IN ({_marks(texts)})", _filled(texts))
+            known = {row[0] for row in rows}
+            yield from (path for path in part if path not in known)
 
     def shards(self) -> Iterator[Shard]:
         """Every file of the output that the ledger knows, superseded ones too."""
@@ -1508,6 +1534,16 @@ _NO_JOB = (
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
 )
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"
+
+
+def _filled(values: Sequence[Any]) -> list[Any]:
+    """Values for `IN`, the last one repeated up to a power of two: there are few different statements then."""
+    return [*values, *[values[-1]] * ((1 << (len(values) - 1).bit_length()) - len(values))]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    """Where the values of `_filled` stand in a statement."""
+    return ", ".join("?" * (1 << (len(values) - 1).bit_length()))
 
 
 def _same_name(other: str) -> str:

@@ -460,7 +460,7 @@ class Watcher:
         """Take up those files that are new or have changed."""
         for number, group in itertools.groupby(entries, key=lambda entry: entry[0]):
             source, others = self.sources[number], self._others(number)
-            prefix = os.path.join(source.root, "")  # noqa: PTH118 - there is one for each file
+            prefix = os.path.join(source.root, "")  # noqa: PTH118
             found: dict[str, Identity] = {}
             for key in group:
                 relative = key[1]
@@ -487,11 +487,13 @@ class Watcher:
 
     def _others(self, number: int) -> list[tuple[str, Source]]:
         """The sources that may take a file before this one does, and how the paths of their files begin."""
-        return [
+        own = os.path.join(self.sources[number].root, "")  # noqa: PTH118
+        before = [
             (os.path.join(other.root, ""), other)  # noqa: PTH118
             for other in self.sources[:number]
             if other.names is None
         ]
+        return [(prefix, other) for prefix, other in before if prefix.startswith(own) or own.startswith(prefix)]
 
     def _identity(self, path: str) -> Identity | None:
         """Identity of the regular file at a path; None where there is none, or something else."""
