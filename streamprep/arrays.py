@@ -106,6 +106,26 @@ def _probe_gpu() -> tuple[bool, str]:
     return True, f"{name}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
 
 
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where they cannot be used."""
+    found, _ = _probe_gpu()
+    if not found:
+        return ()
+    import cupy
+
+    count = int(cupy.cuda.runtime.getDeviceCount())
+    named = [name.strip() for name in os.environ.get(VISIBLE_VARIABLE, "").split(",") if name.strip()]
+    return tuple((named or [str(number) for number in range(count)])[:count])
+
+
+def see_only(gpu: str) -> None:
+    """Let this process use one GPU alone; to be called before it uses any."""
+    os.environ[VISIBLE_VARIABLE] = gpu
+
+
 def cached_filter(function: Callable[..., npt.NDArray[Any]]) -> Callable[..., Array]:
     """Cache what a filter maker returns, on the backend of the data that it is for.
 

@@ -31,12 +31,12 @@ from streamprep.journal import Commit, line_of
 from streamprep.journal import read as read_journal
 from streamprep.ledger import JOURNAL, Block, JobRow, Ledger, LedgerError, Shard
 from streamprep.model import OutputError
+from streamprep.naming import STATE_FOLDER as STATE_FOLDER
 from streamprep.sinks import _files
 from streamprep.snapshot import rows_of_sets
 
 log = logging.getLogger(__name__)
 
-STATE_FOLDER = ".streamprep"
 GROWTH = 0.1
 """A table is published when its set has grown by this fraction, or when some time has passed."""
 

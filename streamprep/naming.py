@@ -8,6 +8,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
+STATE_FOLDER = ".streamprep"
+"""Folder in the output folder with all that is no result: ledger, row logs, staging, logs."""
+
 DEFAULT_SUFFIXES = (
     "_autopick",
     "_manualpick",

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
+import itertools
 import logging
 import multiprocessing
 import os
@@ -31,7 +34,15 @@ import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
 from streamprep import formats
-from streamprep.arrays import Backend, choose_backend, is_of_gpu, keep_freed_memory, work_in_smaller_parts
+from streamprep.arrays import (
+    Backend,
+    choose_backend,
+    is_of_gpu,
+    keep_freed_memory,
+    see_only,
+    visible_gpus,
+    work_in_smaller_parts,
+)
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
 from streamprep.hookspecs import Staged
@@ -56,6 +67,7 @@ from streamprep.model import (
     Reject,
     StreamprepError,
 )
+from streamprep.naming import STATE_FOLDER
 from streamprep.pipeline import (
     OperationError,
     Plan,
@@ -199,8 +211,10 @@ _worker: _Worker | Outcome | None = None
 """What jobs need; or, where it could not be made, what to answer to every job."""
 
 
-def initialize(config: Config, die_with_parent: bool = True) -> None:
+def initialize(config: Config, die_with_parent: bool = True, *, gpus: Sequence[str] = (), slots: int = 1) -> None:
     """Prepare this process for jobs: load the plugins, make the plan and the sinks.
+
+    Of ``gpus`` it takes one, so that ``slots`` workers share them evenly.
 
     With ``die_with_parent`` the process ends as soon as the daemon does, however that happened, so that a daemon that
     is started again never meets workers of the one before. Never raises: jobs are told why none can be run.
@@ -215,6 +229,9 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
             threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     keep_freed_memory()
     try:
+        if gpus:
+            folder = config.resolve(config.session.output) / STATE_FOLDER
+            see_only(gpus[take_slot(folder, slots, config.session.start_timeout_seconds) % len(gpus)])
         plugins = load_plugins(block=config.plugins.block)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
         backend = choose_backend(config.session.device)
@@ -228,6 +245,32 @@ def initialize(config: Config, die_with_parent: bool = True) -> None:
     except Exception as error:
         said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
         _worker = Outcome("failed", said, WORKER, traceback.format_exc())
+
+
+def take_slot(folder: Path, slots: int, patience_seconds: float) -> int:
+    """The least number below ``slots`` that no other living process took here; it is this one's until it ends.
+
+    A worker that was stopped may take a moment to end, and its number with it.
+
+    Raises
+    ------
+    TimeoutError
+        None became free.
+    """
+    until = time.monotonic() + patience_seconds
+    for number in itertools.cycle(range(slots)):
+        descriptor = os.open(folder / f"slot-{number}", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however the process ends
+        except BlockingIOError:
+            os.close(descriptor)
+        else:
+            return number
+        if number == slots - 1:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+    raise TimeoutError(f"{folder}: all of {slots} slots are taken by other worker processes")
 
 
 def _limit_memory(limit: int, *, own_limit: bool) -> None:
@@ -623,7 +666,8 @@ class LocalExecutor:
     def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
         backend = choose_backend(config.session.device)
         cores = len(os.sched_getaffinity(0))
-        self.size = config.session.workers or (1 if backend.name == "gpu" else cores)
+        self._gpus = visible_gpus() if backend.name == "gpu" else ()
+        self.size = config.session.workers or len(self._gpus) or cores
         self._config = config
         self._timeout = config.session.job_timeout_seconds
         self._start_timeout = config.session.start_timeout_seconds
@@ -638,7 +682,7 @@ class LocalExecutor:
     def _new_pool(self) -> Any:
         return ProcessPool(
             max_workers=self.size,
-            initializer=initialize,
+            initializer=functools.partial(initialize, gpus=self._gpus, slots=self.size),
             initargs=(self._config,),
             context=multiprocessing.get_context("spawn"),
         )

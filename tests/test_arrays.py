@@ -26,6 +26,7 @@ from streamprep.arrays import (
     rfft2,
     rfftn,
     to_host,
+    visible_gpus,
 )
 from streamprep.model import ConfigError
 from streamprep.testing import ArrayBackend, backends
@@ -95,6 +96,20 @@ def test_a_gpu_is_taken_by_name(monkeypatch: pytest.MonkeyPatch, device: str) ->
     cuda(monkeypatch, 1)
     backend = choose_backend(device)
     assert (backend.name, backend.description) == ("gpu", "Imaginary 9, 8 GiB")
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [(None, 3, ("0", "1", "2")), ("2, 5", 2, ("2", "5")), ("GPU-8932f937,MIG-1", 1, ("GPU-8932f937",)), (None, 0, ())],
+)
+def test_the_gpus_that_can_be_used_are_those_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, count: int, expected: tuple[str, ...]
+) -> None:
+    cuda(monkeypatch, count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == expected
 
 
 def test_the_cpu_is_never_probed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ _STEPS = 1 << 16
 
 _HALF_TURN = _STEPS // 2
 
+_TERMS_AT_ONCE = 1 << 22
+
 
 def randomize_spectrum(spectrum: Array, lengths: Sequence[int], cutoff: float, key: int, images: Array) -> None:
     """Give the terms of Fourier transforms beyond a frequency random phases, in place; amplitudes stay.
@@ -55,7 +57,10 @@ def randomize_spectrum(spectrum: Array, lengths: Sequence[int], cutoff: float, k
         opposite = xp.roll(xp.flip(here, axis=axes), (1,) * len(axes), axis=axes)  # the index −k of an axis
         opposite = xp.where(ranks > 0, ~opposite + 1, here & _HALF_TURN)
         phases[..., column] = xp.where(ranks < 0, here, opposite)
-    spectrum *= look_up(_circle(like=spectrum), phases)
+    step = max(1, _TERMS_AT_ONCE // math.prod(shape[2:]))
+    for row in range(0, shape[1], step):  # the phasors of a whole map would take as much memory as its spectrum
+        here = (slice(None), slice(row, min(row + step, shape[1])), ...)
+        spectrum[here] *= look_up(_circle(like=spectrum), phases[here])
 
 
 @cached_filter

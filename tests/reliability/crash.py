@@ -200,9 +200,9 @@ def _leave_out(sync: Sync) -> None:
         os.fsync = of_folders
 
 
-def _initialize_without(sync: Sync, config: Config) -> None:
+def _initialize_without(sync: Sync, config: Config, **further: Any) -> None:
     _leave_out(sync)
-    _initialize(config)
+    _initialize(config, **further)
 
 
 _initialize = workers.initialize
