@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ from streamprep.committer import COST_SHARE, STATE_FOLDER, Committer
 from streamprep.config import Config, load
 from streamprep.engine import Engine
 from streamprep.formats import mrc_output
-from streamprep.hookspecs import ItemResult, Staged
+from streamprep.hookspecs import ItemResult, RenderedRows, Staged
 from streamprep.ledger import EntryRow, Ledger
 from streamprep.model import Coordinates, Micrograph, Optics, Particles
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.watcher import Watcher
-from streamprep.workers import ItemJob, Outcome, TableJob
+from streamprep.workers import ItemJob, Outcome, TableJob, _rendered
 
 PER_FOLDER = 1000
 AHEAD = 250
@@ -71,31 +72,41 @@ class Quick:
     size = 8
 
     def __init__(self, config: Config, rows: int) -> None:
-        self._sinks = [sink for made in load_plugins().hook.make_sinks(config=config) for sink in made]
+        self.sinks = [sink for made in load_plugins().hook.make_sinks(config=config) for sink in made]
         rng = np.random.default_rng(0)
         self._coordinates = Coordinates(
             rng.uniform(0, 4096, (rows, 2)).round(2),
             columns={"rlnAutopickFigureOfMerit": rng.uniform(0, 5, rows).round(4)},
         )
         self._pixels = np.zeros((rows, 1, 1), np.float32)
-        self.seconds = 0.0
-        """Processor time that was taken for what is not the daemon's work."""
+        self._first: tuple[str, tuple[Staged, ...]] | None = None
+        self._files: dict[str, bytes] = {}
 
     def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Make its outcome."""
-        before = time.thread_time()
         future: Future[Outcome] = Future()
         if isinstance(job, TableJob):
             digest = f"{job.identity.mtime_ns:x}"
             entry = EntryRow("coordinates", job.path.name, digest, len(self._pixels))
             future.set_result(Outcome("done", entries=(entry,)))
         else:
-            future.set_result(Outcome("done", staged=tuple(self._stage(job)), seconds=0.1))
-        self.seconds += time.thread_time() - before
+            future.set_result(Outcome("done", staged=self._stage(job), seconds=0.1))
         return future
 
-    def _stage(self, job: ItemJob) -> Iterator[Staged]:
+    def _stage(self, job: ItemJob) -> tuple[Staged, ...]:
+        """What a worker stages; once there is a first, that with another name, as all items have the same pixels."""
         job.folder.mkdir()
+        if self._first is not None:
+            (name, staged), own = self._first, job.item.name
+            for path, data in self._files.items():
+                (job.folder / path).write_bytes(data)
+            return tuple(
+                Staged(
+                    tuple(replace(file, final=file.final.replace(name, own)) for file in part.files),
+                    tuple(replace(rows, rendered=_renamed(rows.rendered, name, own)) for rows in part.rows),
+                )
+                for part in staged
+            )
         optics = Optics(0.85)
         result = ItemResult(
             job.item,
@@ -104,8 +115,11 @@ class Quick:
             {"particle": self._coordinates},
             {"particle": Particles(self._pixels, optics, self._coordinates)},
         )
-        for sink in self._sinks:
-            yield sink.stage(result, job.folder)
+        staged = _rendered(self, [sink.stage(result, job.folder) for sink in self.sinks], job.optics)
+        if all(rows.rendered is not None for part in staged for rows in part.rows):  # it knows the optics group by now
+            self._first = job.item.name, staged
+            self._files = {path.name: path.read_bytes() for path in job.folder.iterdir()}
+        return staged
 
     def cancel(self, job: Future[Outcome]) -> None:
         """Nothing to stop."""
@@ -115,6 +129,11 @@ class Quick:
 
     def stop(self, *, wait: bool) -> None:
         """Nothing to end."""
+
+
+def _renamed(rendered: RenderedRows | None, name: str, own: str) -> RenderedRows:
+    assert rendered is not None
+    return replace(rendered, data=rendered.data.replace(name.encode(), own.encode()))
 
 
 class Microscope:
@@ -287,12 +306,11 @@ def _time_publications(published: list[dict[str, Any]]) -> None:
     publish = Committer._publish
 
     @functools.wraps(publish)
-    def timed(self: Committer, name: str) -> None:
+    def timed(self: Committer, name: str, count: int) -> None:
         cpu, wall = time.thread_time(), time.perf_counter()
-        publish(self, name)
-        rows = self._ledger.versions()[name][1]
+        publish(self, name, count)
         published.append(
-            {"table": name, "rows": rows, "cpu_s": time.thread_time() - cpu, "wall_s": time.perf_counter() - wall}
+            {"table": name, "rows": count, "cpu_s": time.thread_time() - cpu, "wall_s": time.perf_counter() - wall}
         )
 
     Committer._publish = timed  # type: ignore[method-assign]

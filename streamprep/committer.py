@@ -1,18 +1,20 @@
 """Makes staged results durable, records them in the ledger, and publishes the tables that readers open.
 
-The order of a commit, which every guarantee rests on:
+All jobs whose results are there at a moment are committed together, as a batch: each step is done for all of them, and
+synced once for each folder and each log. The order of the steps, which every guarantee rests on:
 
-1. files: from the staging folder to their final names (their bytes are durable already), folder fsync
-2. rows: written at the committed length of each row log, fdatasync; last a line of the log of commits
-3. one ledger transaction: rows, lengths, the end of the older generation, the job's state
+1. files: from the staging folder to their final names (their bytes are durable already), fsync of each folder
+2. rows: written at the committed length of each row log, fdatasync; last the lines of the log of commits
+3. one ledger transaction: rows, lengths, the end of the older generations, the jobs' states
 4. published tables: replaced whole, now or when it is worth it; they are derived and can be made again
 
-A crash between any two leaves either an unknown file (moved to ``orphans/``) or a tail of a row log (cut off).
+A crash between any two leaves either unknown files (moved to ``orphans/``) or tails of row logs (cut off).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -20,13 +22,14 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from streamprep import __version__
-from streamprep.hookspecs import Sink, Staged, StagedRows, Table
+from streamprep.hookspecs import OpticsGroups, RenderedRows, Sink, Staged, StagedRows, Table, render
 from streamprep.journal import Commit, line_of
 from streamprep.journal import read as read_journal
 from streamprep.ledger import JOURNAL, Block, JobRow, Ledger, LedgerError, Shard
@@ -42,6 +45,40 @@ GROWTH = 0.1
 
 COST_SHARE = 0.05
 """Most of the time that publishing may take: cost per micrograph must not grow with the set."""
+
+NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+"""Of one job's file names; the others can be written as ever."""
+
+GROUPS_SENT = 32
+"""Workers are told the newest optics groups of each table, so many; rows of others are rendered by the committer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a worker staged for a job."""
+
+    job: JobRow
+    staged: Sequence[Staged]
+    folder: Path
+    """Where it is staged."""
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    seconds: float = 0.0
+    finished: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Ready:
+    """A result on its way into the output."""
+
+    index: int
+    """In its batch."""
+    result: Result
+    rows: list[tuple[StagedRows, RenderedRows]] = field(default_factory=list)
+    placed: list[tuple[Path, Path]] = field(default_factory=list)
+    """Its files, where they were staged and where they are now."""
+    shards: list[Shard] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
 
 
 COMPARED_AT_ONCE = 100
@@ -71,6 +108,10 @@ def make_output(folder: Path) -> None:
     _files.fsync_folder(folder)  # an earlier start may have ended before this
     with contextlib.suppress(PermissionError):  # a folder above that was there before, and cannot be read
         _files.fsync_folder(folder.parent)
+
+
+def _taken(final: Path) -> LedgerError:
+    return LedgerError(f"{final}: this name is taken by what was made of another item; rename one of the two")
 
 
 class Committer:
@@ -107,6 +148,11 @@ class Committer:
         """Files of single items that are committed and still to be written."""
         self._uncompared: dict[str, int | None] = {}
         """Of each table of single items: before which block its files are still to be compared with the ledger."""
+        self._optics: dict[str, list[Mapping[str, Any]]] = {}
+        """Committed optics groups of each table; numbers never change."""
+        self._seen_changes = -1
+        """Of the ledger, when `publish` last asked it."""
+        self._versions: Mapping[str, tuple[int, int]] = {}
 
     @property
     def _growing(self) -> list[str]:
@@ -171,6 +217,7 @@ class Committer:
             done.append(f"moved {name}, which no commit knows, to {moved.name} in orphans")
         _files.clear_folder(self.staging)
         self._published = {name: _Published() for name in self._growing}  # what is there may be older than the ledger
+        self._optics = {}
         self._uncompared = {table: None for table in self._tables if table not in self._published}
         for table in list(self._uncompared):
             self._compare_item_files(table)  # `publish` goes on with it: there are as many as there are items
@@ -184,19 +231,21 @@ class Committer:
             path = self.rows_path(table)
             if size_of(path) < length:
                 found.append(f"{path.name} holds {size_of(path)} of {length} committed bytes of the rows of {table}")
-        if self.later_commits() > 1:  # a crash leaves one at most
-            found.append(f"the ledger is older than the rest: {self.later_commits()} commits came after it")
+        later = self.later_commits()
+        if len(set(later)) > 1:  # a crash leaves one batch at most
+            found.append(f"the ledger is older than the rest: {len(later)} commits came after it")
         for shard in self._ledger.shards():
             if not self.is_there(shard):
                 found.append(f"{shard.path} is missing or has another size than the {shard.size} bytes committed")
         return found
 
-    def later_commits(self) -> int:
-        """How many commits the log of commits tells of that the ledger does not know."""
+    def later_commits(self) -> list[int]:
+        """Of each commit that the log of commits tells of and the ledger does not know: where its batch begins."""
         path, known = self.rows_path(JOURNAL), self._ledger.length(JOURNAL)
         if size_of(path) <= known:
-            return 0
-        return sum(line is not None for line in read_journal(path, known))
+            return []
+        lines = (line for line in read_journal(path, known) if line is not None)
+        return [line.start if line.commit.batch is None else line.commit.batch for line in lines]
 
     def is_there(self, shard: Shard) -> bool:
         """Whether a committed file is there, by its size."""
@@ -235,7 +284,7 @@ class Committer:
         """
         blocks = self._ledger.newest_blocks(table, self._uncompared[table], COMPARED_AT_ONCE)
         for block in blocks.values():
-            path = self.output / table.replace("{item}", block.item)
+            path = self._own_file(table, block.item)
             if size_of(path) != block.length or not path.exists() or _files.crc32_of(path) != block.crc32:
                 self._unwritten[path] = block
         if len(blocks) == COMPARED_AT_ONCE:
@@ -254,129 +303,214 @@ class Committer:
         ended = self._ledger.ended_blocks()
         for _, table, item, has_rows in ended:
             if not has_rows:
-                (self.output / table.replace("{item}", item)).unlink(missing_ok=True)
+                self._own_file(table, item).unlink(missing_ok=True)
         if ended:
             self._ledger.swept(block for block, *_ in ended)
 
     # --- commit ---
 
-    def commit(
-        self,
-        job: JobRow,
-        staged: Sequence[Staged],
-        folder: Path,
-        *,
-        warnings: Sequence[str] = (),
-        notes: Sequence[str] = (),
-        seconds: float,
-        now: float,
-    ) -> None:
-        """Commit what a worker staged for a job.
+    def commit(self, batch: Sequence[Result]) -> list[LedgerError | OSError | None]:
+        """Commit what workers staged for some jobs, one for each item at most: all together, but for those at fault.
+
+        Returns
+        -------
+        list
+            For each, None where it is committed. Else why it cannot be: a LedgerError where it was superseded
+            meanwhile, or where what was staged cannot be used, an OSError where its names cannot be; what was placed
+            of it lies in ``orphans/``.
 
         Raises
         ------
         OSError
-            The disk is full or failed. Nothing is committed; the same call may be repeated.
-        LedgerError
-            The job was superseded meanwhile, or what was staged cannot be used; nothing is committed.
+            The disk is full or failed. Nothing is committed; the same call may be repeated, with other jobs, too.
         """
+        faults: list[LedgerError | OSError | None] = [None] * len(batch)
+        fresh: dict[str, list[Mapping[str, Any]]] = {}
+        ready: list[_Ready] = []
+        taken: set[str] = set()
+
+        def give_up(made: _Ready, error: LedgerError | OSError) -> None:
+            faults[made.index] = error
+            self._withdraw(made)
+
+        for index, result in enumerate(batch):
+            made, before = _Ready(index, result), {table: len(groups) for table, groups in fresh.items()}
+            try:
+                self._prepare(made, fresh, taken)
+            except (LedgerError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
+                    raise
+                give_up(made, error)
+                for table, groups in fresh.items():
+                    del groups[before.get(table, 0) :]
+            else:
+                ready.append(made)
+                taken.update(shard.path for shard in made.shards)
+        _files.make_names_durable([pair for made in ready for pair in made.placed])
+        lengths = self._ledger.lengths()
+        for table in dict.fromkeys(rows.table for made in ready for rows, _ in made.rows):
+            concerned = [made for made in ready if any(rows.table == table for rows, _ in made.rows)]
+            try:
+                self._append_rows(table, lengths.get(table, 0), concerned)
+            except OSError as error:
+                if error.errno not in NAME_ERRORS:
+                    raise
+                for made in concerned:
+                    give_up(made, error)
+                ready = [made for made in ready if made not in concerned]
+        if ready:
+            self._append_lines(lengths.get(JOURNAL, 0), ready, fresh)
+            self._record(ready, fresh)
+            for table, groups in fresh.items():
+                self._known(table).extend(groups)
+            self._write_own_files(ready)
+        return faults
+
+    def _prepare(self, made: _Ready, fresh: dict[str, list[Mapping[str, Any]]], taken: Collection[str]) -> None:
+        """Render the rows and place the files of a job; ``taken`` are names of files that others of its batch have."""
+        job = made.result.job
         if not self._ledger.is_claimed(job.id):
             raise LedgerError(f"job {job.id} of {job.item} is no longer claimed")
-        optics: dict[str, list[Mapping[str, Any]]] = {}
-        rendered = [(rows, *self._render(rows, optics)) for part in staged for rows in part.rows]
-        groups = {
-            rows.table: {number: optics[rows.table][number - 1]}
-            for rows, _, _, number in rendered
-            if number is not None
-        }
-        shards = []
-        for part in staged:
-            for file in part.files:
-                self._place(folder / file.staged, self.output / file.final, file.size_bytes, file.crc32)
-                shards.append(Shard(file.final, file.size_bytes, file.crc32))
-        blocks: list[Block] = []
-        for rows, columns, data, _ in rendered:
-            blocks.append(self._append(rows.table, data, blocks, rows.count, columns))
-        told = line_of(
-            self.described(
-                job, shards, blocks, groups, warnings=tuple(warnings), notes=tuple(notes), seconds=seconds, finished=now
+        for part in made.result.staged:
+            made.rows += [(rows, self._render(rows, fresh)) for rows in part.rows]
+        for file in (file for part in made.result.staged for file in part.files):
+            staged, final = made.result.folder / file.staged, self.output / file.final
+            if file.final in taken or any(shard.path == file.final for shard in made.shards):
+                raise _taken(final)
+            self._place(staged, final, file.size_bytes, file.crc32)
+            made.placed.append((staged, final))
+            made.shards.append(Shard(file.final, file.size_bytes, file.crc32))
+
+    def _append_rows(self, table: str, start: int, ready: Sequence[_Ready]) -> None:
+        parts: list[bytes] = []
+        for made in ready:
+            for rows, rendered in made.rows:
+                if rows.table == table:
+                    data, columns = rendered.data, rendered.columns
+                    made.blocks.append(Block(table, start, len(data), rows.count, columns, zlib.crc32(data)))
+                    parts.append(data)
+                    start += len(data)
+        _files.append(self.rows_path(table), start - sum(map(len, parts)), b"".join(parts))
+
+    def _append_lines(self, batch: int, ready: Sequence[_Ready], fresh: Mapping[str, list[Mapping[str, Any]]]) -> None:
+        """The line of each job in the log of commits, and where it stands as the last of the job's blocks."""
+        start, lines = batch, []
+        for made in ready:
+            groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+            for rows, rendered in made.rows:
+                if rendered.optics_group is not None:
+                    known = [*self._known(rows.table), *fresh.get(rows.table, ())]
+                    groups.setdefault(rows.table, {})[rendered.optics_group] = known[rendered.optics_group - 1]
+            line = line_of(
+                self.described(
+                    made.result.job,
+                    made.shards,
+                    made.blocks,
+                    groups,
+                    warnings=tuple(made.result.warnings),
+                    notes=tuple(made.result.notes),
+                    seconds=made.result.seconds,
+                    finished=made.result.finished,
+                    batch=batch,
+                )
             )
-        )
-        blocks.append(self._append(JOURNAL, told, blocks))
-        self._ledger.commit(
-            job, shards, blocks, optics=optics, warnings=warnings, notes=notes, seconds=seconds, now=now
-        )
-        for block in blocks:
-            if "{item}" in block.table:
-                self._unwritten[self.output / block.table.replace("{item}", job.item)] = block
-        with contextlib.suppress(OSError):  # the job is done by now; `publish` tries again, and says so
-            self._write_item_files()
+            made.blocks.append(Block(JOURNAL, start, len(line), 1, (), zlib.crc32(line)))
+            lines.append(line)
+            start += len(line)
+        _files.append(self.rows_path(JOURNAL), batch, b"".join(lines))
+
+    def _record(self, ready: Sequence[_Ready], fresh: Mapping[str, list[Mapping[str, Any]]]) -> None:
+        """The one ledger transaction."""
+        with self._ledger.transaction():
+            for table, groups in fresh.items():
+                self._ledger.put_optics(table, dict(enumerate(groups, start=len(self._known(table)) + 1)))
+            for made in ready:
+                self._ledger.commit(
+                    made.result.job,
+                    made.shards,
+                    made.blocks,
+                    warnings=made.result.warnings,
+                    notes=made.result.notes,
+                    seconds=made.result.seconds,
+                    now=made.result.finished,
+                )
 
     def described(
-        self,
-        job: JobRow,
-        shards: Sequence[Shard],
-        blocks: Sequence[Block],
-        optics: Mapping[str, Mapping[int, Mapping[str, Any]]],
-        **said: Any,
+        self, job: JobRow, shards: Sequence[Shard], blocks: Sequence[Block], optics: OpticsGroups, **said: Any
     ) -> Commit:
         """A commit for the log of commits."""
-        source = next(source for source in self._ledger.sources() if source.label == job.file.source)
+        source = self._ledger.source(job.file.source)
         found = {made.table: self._ledger.newest(made.source, made.path) for made in job.inputs if made.table}
         tables = {number: table.identity for number, table in found.items() if table is not None}
         plan = self._ledger.get("plan") or ""
         return Commit(source, job, tuple(shards), tuple(blocks), plan, tables, optics, **said)
 
-    def withdraw(self, staged: Sequence[Staged]) -> None:
-        """Move aside what a commit placed that is not to be tried again."""
-        for file in (file for part in staged for file in part.files):
-            path = self.output / file.final
+    def known_groups(self) -> OpticsGroups:
+        """The newest optics groups of each table that has any, for workers to render rows with."""
+        found = {}
+        for table in self._tables:
+            groups = self._known(table)
+            first = max(0, len(groups) - GROUPS_SENT)
+            if groups:
+                found[table] = dict(enumerate(groups[first:], start=first + 1))
+        return found
+
+    def _known(self, table: str) -> list[Mapping[str, Any]]:
+        if table not in self._optics:
+            self._optics[table] = list(self._ledger.optics(table))
+        return self._optics[table]
+
+    def _withdraw(self, made: _Ready) -> None:
+        """Move aside what was placed of a job that is not to be tried again."""
+        for _, final in made.placed:
             with contextlib.suppress(OSError):
-                if path.is_file() and not self._ledger.has_shard(file.final):
-                    _files.move_aside(path, self.orphans)
+                _files.move_aside(final, self.orphans)
 
     def _place(self, staged: Path, final: Path, size: int, crc32: int) -> None:
+        """Give a staged file its name, which is not durable yet; it may have it from an earlier try."""
         if final.exists():
             if not staged.exists() and final.stat().st_size == size and _files.crc32_of(final) == crc32:
-                _files.fsync_folder(final.parent)  # placed by an earlier try of this commit, durably or not
                 return
             if self._ledger.has_shard(final.relative_to(self.output).as_posix()):
-                raise LedgerError(
-                    f"{final}: this name is taken by what was made of another item; rename one of the two"
-                )
+                raise _taken(final)
             _files.move_aside(final, self.orphans)
         if not staged.exists():
             raise LedgerError(f"{staged}: the staged file is gone")
         if staged.stat().st_size != size:
             raise LedgerError(f"{staged}: has {staged.stat().st_size} bytes, its manifest says {size}")
-        _files.place(staged, final)
+        _files.place(staged, final, durable=False)
 
-    def _render(
-        self, rows: StagedRows, optics: dict[str, list[Mapping[str, Any]]]
-    ) -> tuple[list[str], bytes, int | None]:
-        lengths = {len(values) for values in rows.columns.values()}
-        if lengths != {rows.count}:
-            raise LedgerError(f"rows for {rows.table} have columns of {sorted(lengths)} values, not {rows.count}")
-        number = None
+    def _render(self, rows: StagedRows, fresh: dict[str, list[Mapping[str, Any]]]) -> RenderedRows:
+        """Rows as bytes, where no worker made them; an optics group that is new is added to ``fresh``."""
         try:
             table = self._tables[rows.table]
+            if rows.rendered is not None:
+                return rows.rendered
+            number = None
             if rows.optics is not None:
-                groups = optics.setdefault(rows.table, list(self._ledger.optics(rows.table)))
-                if rows.optics not in groups:
-                    groups.append(json.loads(json.dumps(rows.optics)))
-                number = groups.index(rows.optics) + 1
-            columns = table.columns(list(rows.columns))
-            return columns, table.render(columns, rows, number), number
+                known, new = self._known(rows.table), fresh.setdefault(rows.table, [])
+                if rows.optics not in known and rows.optics not in new:
+                    new.append(json.loads(json.dumps(rows.optics)))
+                number = [*known, *new].index(rows.optics) + 1
+            return render(table, rows, number)
         except Exception as error:  # a table is a plugin's: its faults are its job's, not the session's
             raise LedgerError(f"rows for {rows.table} cannot be written: {type(error).__name__}: {error}") from error
 
-    def _append(
-        self, table: str, data: bytes, earlier: Sequence[Block], count: int = 1, columns: Sequence[str] = ()
-    ) -> Block:
-        ends = [block.start + block.length for block in earlier if block.table == table]
-        start = ends[-1] if ends else self._ledger.length(table)
-        _files.append(self.rows_path(table), start, data)
-        return Block(table, start, len(data), count, tuple(columns), zlib.crc32(data))
+    def _write_own_files(self, ready: Sequence[_Ready]) -> None:
+        """The files of single items. Their jobs are done by now; `publish` writes what cannot be written here."""
+        for made in ready:
+            for block in (block for block in made.blocks if "{item}" in block.table):
+                self._unwritten[self._own_file(block.table, made.result.job.item)] = block
+        with contextlib.suppress(OSError):
+            for made in ready:
+                for rows, rendered in made.rows:
+                    if "{item}" in rows.table:
+                        path = self._own_file(rows.table, made.result.job.item)
+                        _files.replace_whole(path, [rendered.data], durable=False)
+                        self._unwritten.pop(path, None)
+
+    def _own_file(self, table: str, item: str) -> Path:
+        return self.output / table.replace("{item}", item)
 
     # --- publish ---
 
@@ -395,14 +529,16 @@ class Committer:
         return self._renew(force=force)
 
     def _renew(self, *, force: bool) -> list[str]:
-        self._remove_item_files()
+        if self._ledger.changes != self._seen_changes:
+            changes = self._ledger.changes
+            self._remove_item_files()
+            self._versions, self._seen_changes = self._ledger.versions(), changes
         self._write_item_files()
         renewed = []
-        versions = self._ledger.versions()
         for name, state in self._published.items():
-            if name not in versions:
+            if name not in self._versions:
                 continue
-            (version, rows), now = versions[name], self._clock()
+            (version, rows), now = self._versions[name], self._clock()
             if version == state.version and (self.output / name).exists():
                 continue
             if state.version < 0 and self._ledger.get(f"published {name}") == self._mark(name, version):
@@ -412,7 +548,7 @@ class Committer:
             due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
             if not (due or force):
                 continue
-            self._publish(name)
+            self._publish(name, rows)
             ended = self._clock()
             self._published[name] = _Published(version, rows, ended, ended - now)
             self._ledger.put(f"published {name}", self._mark(name, version))
@@ -427,20 +563,19 @@ class Committer:
             return ""
         return json.dumps([__version__, version, found.st_size, found.st_mtime_ns, found.st_ino])
 
-    def _publish(self, name: str) -> None:
+    def _publish(self, name: str, count: int) -> None:
         table = self._tables[name]
         wanted = table.columns(sorted(self._ledger.columns(name)))
-        count = self._ledger.versions()[name][1]
         head = table.head(wanted, self._ledger.optics(name), count)
-        _files.replace_whole(self.output / name, self._chunks(name, table, wanted, head))
+        _files.replace_whole(self.output / name, self._parts(name, table, wanted, head))
 
-    def _chunks(self, name: str, table: Table, wanted: Sequence[str], head: bytes) -> Iterator[bytes]:
+    def _parts(self, name: str, table: Table, wanted: Sequence[str], head: bytes) -> Iterator[bytes | _files.Ranges]:
         yield head
         path = self.rows_path(name)
-        for columns, blocks in itertools.groupby(self._ledger.live_blocks(name), key=lambda block: block.columns):
-            ranges = ((block.start, block.length) for block in blocks)
+        for columns, found in itertools.groupby(self._ledger.live_ranges(name), key=itemgetter(0)):
+            ranges = ((start, length) for _, start, length in found)
             if list(columns) == list(wanted):
-                yield from _files.read_ranges(path, ranges)
+                yield _files.Ranges(path, ranges)
             else:
                 for here in ranges:
                     yield table.adapt(b"".join(_files.read_ranges(path, [here])), columns, wanted)

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 from streamprep import __version__, formats
 from streamprep.arrays import choose_backend
-from streamprep.committer import STATE_FOLDER, Committer
+from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
-from streamprep.ledger import FileRow, JobRow, LedgerError
+from streamprep.ledger import FileRow, JobRow
 from streamprep.model import Identity, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan, required_kinds, why_not
 from streamprep.plugin_manager import Plugins
@@ -50,8 +50,9 @@ DISK_RETRY_SECONDS = 10.0
 STALE_SECONDS = 5.0
 """What is no longer wanted may take so long; after that its worker is stopped."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NAME_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
-"""Of one job's file names; the others can be written as ever."""
+MOST_TOGETHER = 64
+MOST_ROWS_TOGETHER = 100_000
+"""So many jobs, and rows of theirs, are committed together at most."""
 
 _ITEMS: Mapping[tuple[Kind, ...], str] = {
     ("micrograph",): "micrographs",
@@ -86,6 +87,7 @@ class _Running:
     job: JobRow | None = None
     table: FileRow | None = None
     folder: Path = Path()
+    committed: bool = False
 
     @property
     def name(self) -> str:
@@ -570,7 +572,8 @@ class Engine:
         inputs = tuple((made, self._roots[made.source] / made.path) for made in row.inputs)
         item = Item(row.file.kind, row.item, path)
         flip_y = any(made.kind == "coordinates" and made.source in self._flipped for made in row.inputs)
-        return ItemJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y)
+        optics = self.committer.known_groups()
+        return ItemJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y, optics)
 
     def _collect(self) -> None:
         """Bring what the workers finished into the ledger, in order; what cannot be written now is tried again."""
@@ -585,12 +588,42 @@ class Engine:
         self._running = [running for running in self._running if not running.future.done()]
         self._uncommitted += [(running, running.future.result()) for running in done]
         while self._uncommitted and not self._is_paused():
+            self._commit()
             running, outcome = self._uncommitted[0]
             if running.table is not None:
                 self._table_ended(running.table, outcome)
             else:
                 self._job_ended(running, outcome)
             del self._uncommitted[0]
+
+    def _commit(self) -> None:
+        """Commit together what the first jobs made that are to be brought into the ledger, where that is next."""
+        batch: list[tuple[int, Result]] = []
+        items, rows = set[str](), 0
+        for index, (running, outcome) in enumerate(self._uncommitted[:MOST_TOGETHER]):
+            job = running.job
+            if job is None or outcome.verdict != "done" or running.committed or job.item in items:
+                break
+            if not self.ledger.is_claimed(job.id):
+                continue
+            rows += sum(rows.count for part in outcome.staged for rows in part.rows)
+            if batch and rows > MOST_ROWS_TOGETHER:
+                break
+            items.add(job.item)
+            made = Result(
+                job, outcome.staged, running.folder, outcome.warnings, outcome.notes, outcome.seconds, self._now()
+            )
+            batch.append((index, made))
+        if not batch:
+            return
+        faults = self.committer.commit([made for _, made in batch])
+        for (index, _), fault in zip(batch, faults, strict=True):
+            running, outcome = self._uncommitted[index]
+            if fault is None:
+                running.committed = True
+            else:
+                outcome = Outcome("failed", f"its results cannot be stored: {fault}", "a sink")
+                self._uncommitted[index] = (running, outcome)
 
     def _table_ended(self, table: FileRow, outcome: Outcome) -> None:
         path = f"{table.source}/{table.path}"
@@ -625,28 +658,11 @@ class Engine:
     def _job_ended(self, running: _Running, outcome: Outcome) -> None:
         job, now = running.job, self._now()
         assert job is not None
-        if not self.ledger.is_claimed(job.id):  # an input changed meanwhile: a newer generation is on its way
+        if running.committed:
+            self._job_done(job, outcome)
+        elif not self.ledger.is_claimed(job.id):  # an input changed meanwhile: a newer generation is on its way
             shutil.rmtree(running.folder, ignore_errors=True)
             return
-        if outcome.verdict == "done":
-            try:
-                self.committer.commit(
-                    job,
-                    outcome.staged,
-                    running.folder,
-                    warnings=outcome.warnings,
-                    notes=outcome.notes,
-                    seconds=outcome.seconds,
-                    now=now,
-                )
-            except (LedgerError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
-                    raise
-                self.committer.withdraw(outcome.staged)
-                outcome = Outcome("failed", f"its results cannot be stored: {error}", "a sink")
-                self._job_failed(job, outcome, now)
-            else:
-                self._job_done(job, outcome)
         elif outcome.verdict == "lost" and self._signals:
             self.ledger.release(job.id)  # the signal that ends the daemon ended its worker too: no fault of the job
         elif outcome.verdict == "changed":

@@ -254,6 +254,16 @@ class StagedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RenderedRows:
+    """Rows as the bytes that their table's `Table.render` makes of them."""
+
+    columns: tuple[str, ...]
+    """In the order in which they are in the bytes."""
+    data: bytes
+    optics_group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StagedRows:
     """Rows for one published table: named columns of equal length, host values."""
 
@@ -262,6 +272,8 @@ class StagedRows:
     count: int
     optics: Mapping[str, Any] | None = None
     """The optics group these rows belong to, without its number."""
+    rendered: RenderedRows | None = None
+    """Sinks leave it out. The worker fills it in, in place of the columns, once the group has a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +304,25 @@ class Table(Protocol):
 
     def adapt(self, block: bytes, have: Sequence[str], want: Sequence[str]) -> bytes:
         """Rows rendered with the columns ``have``, with the columns ``want``; new ones get a default."""
+
+
+OpticsGroups = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Optics groups by table and number."""
+
+
+def render(table: Table, rows: StagedRows, optics_group: int | None) -> RenderedRows:
+    """The bytes of rows, with their columns in the table's order.
+
+    Raises
+    ------
+    ValueError
+        Their columns are not all as long as they say; or what the table raises.
+    """
+    lengths = {len(values) for values in rows.columns.values()}
+    if lengths != {rows.count}:
+        raise ValueError(f"columns of {sorted(lengths)} values, not {rows.count}")
+    columns = table.columns(list(rows.columns))
+    return RenderedRows(tuple(columns), table.render(columns, rows, optics_group), optics_group)
 
 
 class Sink(Protocol):
@@ -383,7 +414,9 @@ __all__ = [
     "Ctf",
     "ItemResult",
     "OperationInfo",
+    "OpticsGroups",
     "Params",
+    "RenderedRows",
     "Sink",
     "Staged",
     "StagedFile",
@@ -392,4 +425,5 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "operation",
+    "render",
 ]

@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Commit:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     finished: float = 0.0
+    batch: int | None = None
+    """Where the line of the first job stands that was committed together with this one; None where it was alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,15 @@ class Line:
 
 def line_of(commit: Commit) -> bytes:
     """The line of a commit. Paths may hold any bytes; JSON escapes those that are no text."""
-    said = asdict(commit)
-    for name in ("root", "relative"):
-        said["source"][name] = os.fspath(said["source"][name])
-    text = json.dumps(said, separators=(",", ":")).encode("ascii")
+    text = _ENCODER.encode(commit).encode("ascii")
     return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, Path) else {name: getattr(value, name) for name in value.__slots__}
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
 def block_of(line: Line) -> Block:
@@ -102,6 +108,7 @@ def _commit(said: Mapping[str, Any]) -> Commit:
         tuple(said["notes"]),
         said["seconds"],
         said["finished"],
+        said.get("batch"),
     )
 
 

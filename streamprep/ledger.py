@@ -377,8 +377,12 @@ class Ledger:
 
     def sources(self) -> list[SourceRow]:
         """Every folder that was ever watched."""
-        rows = self._db.execute("SELECT label, kind, root, relative, place FROM sources")
-        return [SourceRow(row[0], row[1], Path(os.fsdecode(row[2])), os.fsdecode(row[3]), row[4]) for row in rows]
+        return [_source(row) for row in self._db.execute("SELECT label, kind, root, relative, place FROM sources")]
+
+    def source(self, label: str) -> SourceRow:
+        """A folder that was ever watched."""
+        row = self._db.execute("SELECT label, kind, root, relative, place FROM sources WHERE label = ?", (label,))
+        return _source(row.fetchone())
 
     def put_source(self, source: SourceRow) -> None:
         """Record where a watched folder is. Its label names its items, for as long as the session lives."""
@@ -1067,6 +1071,8 @@ class Ledger:
 
     def _retire(self, item: str, but: int = 0) -> None:
         """End what an item has in the sets, but for the rows of one job."""
+        if not self._db.execute("SELECT 1 FROM jobs WHERE item = ? AND id != ? LIMIT 1", (item, but)).fetchone():
+            return
         for output in ("shards", "blocks"):
             self._db.execute(
                 f"UPDATE {output} SET live = 0 WHERE job IN (SELECT id FROM jobs WHERE item = ? AND id != ?)",
@@ -1077,14 +1083,19 @@ class Ledger:
         )
 
     def _retire_rivals(self, job: JobRow) -> None:
-        """The same picks are in the sets once: end the rows that another micrograph, or stack, made of them."""
+        """The same picks are in the sets once: end the rows that another micrograph, or stack, made of them.
+
+        What is being made of that one by now, of other picks, is not concerned.
+        """
         rivals = self._db.execute(
-            "SELECT item, file FROM jobs WHERE origin = (SELECT origin FROM jobs WHERE id = ?) AND +state = 'done' "
+            "SELECT id, file FROM jobs WHERE origin = (SELECT origin FROM jobs WHERE id = ?) AND +state = 'done' "
             "AND item != ?",
             (job.id, job.item),
         ).fetchall()
-        for item, file in rivals:
-            self._retire(item)
+        for rival, file in rivals:
+            for output in ("shards", "blocks"):
+                self._db.execute(f"UPDATE {output} SET live = 0 WHERE job = ?", (rival,))
+            self._db.execute("UPDATE jobs SET state = 'superseded' WHERE id = ?", (rival,))
             self._db.execute(
                 "UPDATE files SET state = CASE WHEN gone THEN 'superseded' ELSE 'ready' END, reason = ? "
                 "WHERE id = ? AND state = 'done'",
@@ -1097,7 +1108,6 @@ class Ledger:
         shards: Sequence[Shard],
         blocks: Sequence[Block],
         *,
-        optics: Mapping[str, Sequence[Mapping[str, Any]]],
         warnings: Sequence[str] = (),
         notes: Sequence[str] = (),
         seconds: float,
@@ -1106,7 +1116,7 @@ class Ledger:
         """Record that a job is done: the one moment of truth.
 
         Its rows and files, the new lengths of the row logs, and the end of what older generations of the item had in
-        the sets, all in one transaction.
+        the sets, all in one transaction. Several jobs may share one.
         """
         with self.transaction():
             if not self.is_claimed(job.id):
@@ -1117,15 +1127,15 @@ class Ledger:
                 "INSERT INTO shards (job, path, size, crc32) VALUES (?, ?, ?, ?)",
                 [(job.id, shard.path, shard.size, shard.crc32) for shard in shards],
             )
-            for block in blocks:
-                self._db.execute(
-                    "INSERT INTO blocks (job, tbl, start, length, count, columns, crc32, swept) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            self._db.executemany(
+                "INSERT INTO blocks (job, tbl, start, length, count, columns, crc32, swept) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
                     (job.id, block.table, block.start, block.length, block.count, json.dumps(block.columns),
-                     block.crc32, "{item}" not in block.table),
-                )  # fmt: skip
-            for table, groups in optics.items():
-                self.put_optics(table, dict(enumerate(groups, start=1)))
+                     block.crc32, "{item}" not in block.table)
+                    for block in blocks
+                ],
+            )  # fmt: skip
             self._db.execute(
                 "UPDATE jobs SET state = 'done', warnings = ?, notes = ?, reason = NULL, finished = ?, seconds = ? "
                 "WHERE id = ?",
@@ -1194,7 +1204,7 @@ class Ledger:
                 (file.item, number, max(job.generation, (last or 0) + 1), *described, job.attempts),
             )
             job = replace(job, id=int(cursor.lastrowid or 0), file=replace(file, id=number))
-            self.commit(job, shards, blocks, optics={}, warnings=warnings, notes=notes, seconds=seconds, now=now)
+            self.commit(job, shards, blocks, warnings=warnings, notes=notes, seconds=seconds, now=now)
 
     def _placed_table(self, made: JobInput, identity: Identity | None) -> int:
         """The number of a table that a job was made of; a table waits to be read, anything else to be found."""
@@ -1366,6 +1376,17 @@ class Ledger:
             (table, 1 << 62 if before is None else before, limit),
         )
         return {row[0]: Block(table, row[1], row[2], row[3], (), row[4], row[5]) for row in rows}
+
+    def live_ranges(self, table: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
+        """Columns, start and length of each such block."""
+        rows = self._db.execute(
+            "SELECT columns, start, length FROM blocks WHERE tbl = ? AND live ORDER BY id", (table,)
+        )
+        columns: dict[str, tuple[str, ...]] = {}
+        for names, start, length in rows:
+            if names not in columns:
+                columns[names] = tuple(json.loads(names))
+            yield columns[names], start, length
 
     def ended_blocks(self) -> list[tuple[int, str, str, bool]]:
         """Blocks that ended and had a file of their own: number, table, item, and whether the item has another now."""
@@ -1554,6 +1575,10 @@ def _called(item: str, source: str, path: str) -> str:
     """An item's name, with its path where the name does not say it: odd characters, or moved since."""
     whole = f"{source}/{path}"
     return item if whole.startswith(item) else f"{item} ({_text(whole)})"
+
+
+def _source(row: Sequence[Any]) -> SourceRow:
+    return SourceRow(row[0], row[1], Path(os.fsdecode(row[2])), os.fsdecode(row[3]), row[4])
 
 
 def _file(row: Sequence[Any]) -> FileRow:

@@ -93,8 +93,8 @@ def _repair(
             later = committer.later_commits()
             if ledger.get("plan") is None:
                 trouble = f"{path.name} is empty"
-            elif later > 1:
-                trouble = f"{path.name} is older than the rest: {later} commits came after it"
+            elif len(set(later)) > 1:
+                trouble = f"{path.name} is older than the rest: {len(later)} commits came after it"
             else:
                 return _mend(output, ledger, committer, verify, progress)
     except DamagedLedgerError as error:

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -45,7 +45,7 @@ from streamprep.arrays import (
 )
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
-from streamprep.hookspecs import Staged
+from streamprep.hookspecs import OpticsGroups, Staged, StagedRows, render
 from streamprep.image_sets import require_stacks, sample_images
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import EntryRow
@@ -138,6 +138,8 @@ class ItemJob:
     """Where to stage; made by the job, which also notes there what it is at, in case it never comes back."""
     flip_y: bool = False
     """Whether the coordinates count y from the last row."""
+    optics: OpticsGroups = field(default_factory=dict)
+    """Groups that have their numbers already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,7 +534,24 @@ def _process(
         raise InputError(job.item.path, "no table came with it")
     with _storing(job.folder):
         staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
-    return Outcome("done", staged=staged, remarks=image.remarks)
+    return Outcome("done", staged=_rendered(worker, staged, job.optics), remarks=image.remarks)
+
+
+def _rendered(worker: _Worker, staged: Sequence[Staged], optics: OpticsGroups) -> tuple[Staged, ...]:
+    """Rows as bytes, so that the daemon need not make them; not those of an optics group that has no number yet."""
+    tables = {table.path: table for sink in worker.sinks for table in sink.tables}
+
+    def rendered(rows: StagedRows) -> StagedRows:
+        known = (number for number, group in optics.get(rows.table, {}).items() if group == rows.optics)
+        number = None if rows.optics is None else next(known, 0)
+        if number == 0:
+            return rows
+        try:
+            return replace(rows, columns={}, rendered=render(tables[rows.table], rows, number))
+        except Exception:
+            return rows  # the committer comes to the same fault, and tells it
+
+    return tuple(replace(part, rows=tuple(map(rendered, part.rows))) for part in staged)
 
 
 def _companion(worker: _Worker, made: JobInput, path: Path) -> Entry:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import starfile
 
-from streamprep.committer import STATE_FOLDER, Committer
+from streamprep import journal
+from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedRows
 from streamprep.ledger import JOURNAL, EntryRow, JobRow, Ledger, LedgerError, SourceRow
@@ -116,8 +117,14 @@ class Rig:
         folder.mkdir(parents=True, exist_ok=True)
         return Work(job, [sink.stage(result, folder) for sink in self.sinks], folder)
 
-    def commit(self, work: Work) -> None:
-        self.committer.commit(work.job, work.staged, work.folder, seconds=0.1, now=0.0)
+    def commit(self, *works: Work) -> None:
+        """Commit works together; raises the fault of the first that has one."""
+        for fault in self.commit_each(*works):
+            if fault is not None:
+                raise fault
+
+    def commit_each(self, *works: Work) -> list[LedgerError | OSError | None]:
+        return self.committer.commit([Result(work.job, work.staged, work.folder, seconds=0.1) for work in works])
 
     def process(self, name: str, count: int = 3, *, digest: str = "1", **options: Any) -> Work:
         """All that happens to one item."""
@@ -406,6 +413,205 @@ def test_a_second_generation_cannot_be_taken_for_another_item(rig: Rig) -> None:
     assert len(set(stacks)) == 3
     assert "mic~2.mrcs" in stacks
     assert rig.orphans() == []
+
+
+# --- several together ------------------------------------------------------------------------------------------------
+
+
+def arrived(rig: Rig, count: int, first: int = 0, **options: Any) -> list[Work]:
+    """What the operations make of some new items."""
+    for number in range(first, first + count):
+        rig.arrive(f"mic_{number}", "1")
+    return [rig.stage(job, 2, **options) for job in rig.ledger.claim(count)]
+
+
+def test_several_are_committed_as_if_one_after_the_other(tmp_path: Path) -> None:
+    shots = []
+    for name, size in (("together", 5), ("apart", 1)):
+        rig = Rig(tmp_path / name)
+        rig.start()
+        works = arrived(rig, 5)
+        works[3] = rig.stage(works[3].job, 2, pixel_size=2.5, score=True)
+        for at in range(0, 5, size):
+            rig.commit(*works[at : at + size])
+        rig.committer.publish(force=True)
+        assert rig.count() == 10
+        rig.check_logs()
+        shots.append((rig.visible(), list(rig.ledger.live_blocks(PARTICLES)), rig.ledger.lengths()[PARTICLES]))
+        rig = again(rig)
+        assert rig.start() == []
+        rig.close()
+    assert shots[0] == shots[1]
+
+
+def test_several_cost_as_many_syncs_and_transactions_as_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.process("mic_0")
+    works, calls = arrived(rig, 7, first=1), list[str]()
+
+    def count(name: str) -> None:
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda descriptor: (calls.append(name), real(descriptor))[1])
+
+    count("fsync")
+    count("fdatasync")
+    costs = []
+    for batch in (works[:1], works[1:]):
+        calls.clear()
+        changes = rig.ledger.changes
+        rig.commit(*batch)
+        costs.append((sorted(calls), rig.ledger.changes - changes))
+    assert costs[0] == costs[1]
+    logs = len(list((rig.output / STATE_FOLDER / "rows").iterdir()))
+    assert costs[0] == (["fdatasync"] * logs + ["fsync"], 1)
+
+
+def test_what_cannot_be_committed_fails_alone(rig: Rig) -> None:
+    rig.process("mic_0")
+    works = arrived(rig, 7, first=1)
+    works[0] = rig.stage(works[0].job, 2, pixel_size=2.5)
+    works[1] = damage(rig.stage(works[1].job, 2, pixel_size=3.5), count=4)  # the group that it would begin is none
+    rig.arrive("mic_3", "other")
+    (works[3].folder / works[3].staged[1].files[0].staged).unlink()
+    for index, name in ((4, "mic_0"), (5, "mic_1")):  # as of a committed item, and as of the first of this batch
+        taken = replace(works[index].staged[1].files[0], final=f"particles/Micrographs/{name}.mrcs")
+        works[index].staged[1] = replace(works[index].staged[1], files=(taken,))
+    works[6] = rig.stage(works[6].job, 2, pixel_size=4.5)
+    faults = rig.commit_each(*works)
+    wanted = [None, "values, not 4", "no longer claimed", "is gone", "is taken", "is taken", None]
+    for fault, said in zip(faults, wanted, strict=True):
+        assert fault is None if said is None else said in str(fault)
+    for work, fault in zip(works, faults, strict=True):
+        assert rig.ledger.is_claimed(work.job.id) == (fault is not None and "claimed" not in str(fault))
+    rig.committer.publish(force=True)
+    assert rig.count() == 3 + 2 + 2
+    optics, rows = read_table(rig.output / PARTICLES)
+    assert optics is not None
+    assert list(optics["rlnImagePixelSize"]) == [1.5, 2.5, 4.5]
+    assert list(rows["rlnOpticsGroup"]) == [1, 1, 1, 2, 2, 3, 3]
+    rig.check_logs()
+    names = {path.name for path in (rig.output / "particles/Micrographs").iterdir()}
+    assert names == {"mic_0.mrcs", "mic_1.mrcs", "mic_7.mrcs"}
+    rig = again(rig)
+    assert rig.start() == []
+    rig.close()
+
+
+def test_names_that_cannot_be_cost_their_own_job(rig: Rig) -> None:
+    works = arrived(rig, 3)
+    long = replace(works[1].staged[1].files[0], final=f"particles/Micrographs/{'x' * 300}.mrcs")
+    works[1].staged[1] = replace(works[1].staged[1], files=(works[1].staged[1].files[0], long))
+    faults = rig.commit_each(*works)
+    assert [fault and fault.errno for fault in faults if not isinstance(fault, LedgerError)] == [
+        None,
+        errno.ENAMETOOLONG,
+        None,
+    ]
+    assert rig.orphans() == ["mic_1.mrcs"], "its other file is not left in sight"
+    rig.committer.publish(force=True)
+    assert rig.count() == 4
+
+
+def test_a_row_log_that_cannot_be_costs_those_that_have_rows_in_it(rig: Rig) -> None:
+    noise = rig.committer.rows_path("noise.star")
+    noise.mkdir(parents=True)
+    works = arrived(rig, 3)
+    rows = [replace(rows, table="noise.star") for rows in works[1].staged[1].rows[:1]]
+    works[1].staged[1] = replace(works[1].staged[1], rows=tuple(rows))
+    faults = rig.commit_each(*works)
+    assert isinstance(faults[1], IsADirectoryError)
+    assert (faults[0], faults[2]) == (None, None)
+    noise.rmdir()
+    rig.committer.publish(force=True)
+    assert rig.count() == 4
+    assert rig.count(COORDINATES) == 4
+    rig.check_logs()
+
+
+def test_a_failure_at_any_step_of_several_leaves_nothing_and_the_next_try_commits_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one more that came meanwhile."""
+    fuse = Fuse(full)
+    watch_steps(monkeypatch, fuse.step)
+    wanted: dict[str, bytes] = {}
+    for steps in (-1, *range(0, 1000, 3)):
+        rig = Rig(tmp_path / f"failing_{steps}", fast=True)
+        rig.start()
+        rig.process("mic_0")
+        works = arrived(rig, 4, first=1)
+        fuse.left, fuse.once = steps, steps % 2 == 0
+        try:
+            rig.commit(*works[:3])
+        except OSError:
+            fuse.left = -1
+            assert rig.ledger.job_counts() == {"done": 1, "claimed": 4}
+            assert rig.committer.row_counts()[PARTICLES] == 3
+            rig.commit(*works)
+            failed = True
+        else:
+            failed, fuse.left = False, -1
+            rig.commit(works[3])
+        rig.committer.publish(force=True)
+        rig.check_logs()
+        wanted = wanted or rig.visible()
+        assert rig.visible() == wanted, f"step {steps}"
+        assert rig.orphans() == []
+        rig.close()
+        shutil.rmtree(rig.output)
+        if not failed and steps > 60:  # what comes last, files of single items, is made up for later
+            break
+    assert 60 < steps < 1000
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_crash_between_the_log_of_commits_and_the_ledger_is_no_older_ledger(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    rig.process("mic_0")
+    works = arrived(rig, size, first=1)
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "commit", crash)
+        with pytest.raises(Crash):
+            rig.commit(*works)
+    rig = again(rig)
+    assert len(rig.committer.later_commits()) == size
+    assert len(rig.start()) > 0
+    rig.commit(*(rig.stage(job, 2) for job in rig.ledger.claim(size)))
+    rig.committer.publish(force=True)
+    assert rig.count() == 3 + 2 * size
+    rig.close()
+
+
+@pytest.mark.parametrize("former", [False, True], ids=["with batches", "of a former version"])
+@pytest.mark.parametrize(("batches", "refused"), [((1,), False), ((3,), False), ((1, 1), True), ((2, 1), True)])
+def test_a_ledger_is_older_when_more_than_one_batch_came_after_it(
+    rig: Rig, batches: Sequence[int], refused: bool, former: bool
+) -> None:
+    rig.process("mic_0")
+    rig.close()
+    path = rig.output / STATE_FOLDER / "ledger.sqlite"
+    before = path.read_bytes()
+    rig = again(rig)
+    rig.start()
+    for number, size in enumerate(batches):
+        rig.commit(*arrived(rig, size, first=10 * (number + 1)))
+    journal_path = rig.committer.rows_path(JOURNAL)
+    rig.close()
+    if former:  # which wrote a line for each commit alone
+        lines = [replace(line.commit, batch=None) for line in journal.read(journal_path) if line is not None]
+        journal_path.write_bytes(b"".join(map(journal.line_of, lines)))
+    path.write_bytes(before)
+    rig = again(rig)
+    if refused or (former and sum(batches) > 1):
+        with pytest.raises(LedgerError, match=f"older than the rest: {sum(batches)} commits"):
+            rig.start()
+    else:
+        assert rig.start() != []
+    rig.close()
 
 
 # --- full disks and failing syncs ------------------------------------------------------------------------------------
@@ -708,15 +914,22 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, step: Callable[[], None]) -> No
         watch(owner, name)
 
 
-class Fuse:
-    """Ends the process at a given step."""
+def crash() -> None:
+    raise Crash
 
-    def __init__(self) -> None:
+
+class Fuse:
+    """Ends the process, or does something else, at a given step and, unless it is for ``once``, at all later ones."""
+
+    def __init__(self, burn: Callable[[], Any] = crash) -> None:
         self.left = -1
+        self.once = False
+        self._burn = burn
 
     def step(self) -> None:
         if self.left == 0:
-            raise Crash
+            self.left -= self.once
+            self._burn()
         self.left -= 1
 
 
@@ -731,10 +944,10 @@ def begin(folder: Path) -> Rig:
     return rig
 
 
-def go_on(rig: Rig, shots: list[dict[str, bytes]] | None = None) -> None:
+def go_on(rig: Rig, shots: list[dict[str, bytes]] | None = None, *, together: int = 1) -> None:
     """Do the work that is left, with a publication after each commit."""
-    while jobs := rig.ledger.claim(1):
-        rig.commit(rig.stage(jobs[0], 2, score=jobs[0].generation > 1))
+    while jobs := rig.ledger.claim(together):
+        rig.commit(*(rig.stage(job, 2, score=job.generation > 1) for job in jobs))
         rig.committer.publish(force=True)
         if shots is not None:
             shots.append(rig.visible())
@@ -751,14 +964,14 @@ def unharmed(tmp_path: Path) -> list[dict[str, bytes]]:
     return shots
 
 
-def crashed_at(template: Path, folder: Path, fuse: Fuse, steps: int) -> bool:
+def crashed_at(template: Path, folder: Path, fuse: Fuse, steps: int, together: int = 1) -> bool:
     """Go on with a copy of a session until a step; whether there was such a step."""
     shutil.copytree(template, folder)
     rig = Rig(folder, fast=True)
     rig.start()
     fuse.left = steps
     try:
-        go_on(rig)
+        go_on(rig, together=together)
     except Crash:
         return True
     finally:
@@ -774,13 +987,14 @@ def template(tmp_path: Path) -> Path:
     return tmp_path / "template"
 
 
+@pytest.mark.parametrize("together", [1, 2])
 def test_a_crash_at_any_step_leaves_all_or_nothing_and_the_work_can_go_on(
-    tmp_path: Path, template: Path, unharmed: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, template: Path, unharmed: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     fuse = Fuse()
     watch_steps(monkeypatch, fuse.step)
     steps, done_at = 0, []
-    while crashed_at(template, tmp_path / f"crash_{steps}", fuse, steps):
+    while crashed_at(template, tmp_path / f"crash_{steps}", fuse, steps, together):
         rig = Rig(tmp_path / f"crash_{steps}", fast=True)
         rig.start()
         done = 2 - rig.ledger.job_counts().get("ready", 0)
@@ -791,10 +1005,10 @@ def test_a_crash_at_any_step_leaves_all_or_nothing_and_the_work_can_go_on(
         assert rig.visible() == unharmed[2], f"step {steps}: the work did not go on"
         rig.check_logs()
         rig.close()
-        steps += 1
+        steps += 1 if together == 1 else 5
         assert steps < 1000
     assert done_at == sorted(done_at)
-    assert set(done_at) == {0, 1, 2}
+    assert set(done_at) == set(range(0, 3, together))
 
 
 @pytest.mark.case(3)

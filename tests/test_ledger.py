@@ -70,7 +70,7 @@ class Rig:
         block = Block(
             "particles.star", start, len(text) + 1, len(text) + 1, ("rlnImageName",), zlib.crc32(text.encode())
         )
-        self.ledger.commit(job, [Shard(name, 10, 7)], [block], optics={}, seconds=0.1, now=NOW)
+        self.ledger.commit(job, [Shard(name, 10, 7)], [block], seconds=0.1, now=NOW)
 
     def jobs(self) -> dict[str, list[tuple[str, str, str]]]:
         """What is ready to be made, of which inputs."""
@@ -472,6 +472,21 @@ def test_a_better_match_that_comes_late_takes_over_what_was_done_without_it(arri
         rig.ledger.close()
 
 
+@pytest.mark.parametrize("first", ["Micrographs/mic", "Micrographs/mic_DW"])
+def test_of_two_that_exchange_their_coordinates_both_are_made_whichever_is_committed_first(
+    rig: Rig, first: str
+) -> None:
+    arrive(rig, ("micrograph", "mic_DW.mrc"))
+    arrive(rig, ("coordinates", "mic_autopick.star"))
+    finish(rig)
+    arrive(rig, ("coordinates", "mic_DW.star"))
+    arrive(rig, ("micrograph", "mic.mrc"))
+    for job in sorted(rig.claim(), key=lambda job: job.item != first):
+        rig.commit(job)
+    assert rig.live_items() == ["Micrographs/mic", "Micrographs/mic_DW"]
+    assert rig.ledger.file_counts()["micrograph", "done"] == 2
+
+
 def test_rows_that_a_table_no_longer_has_leave_the_sets(rig: Rig) -> None:
     for number in (1, 2):
         rig.micrograph(f"mic_{number}.mrc")
@@ -841,9 +856,10 @@ def test_a_commit_records_everything_and_survives_a_restart(rig: Rig) -> None:
     (job,) = rig.claim()
     optics = [{"rlnImagePixelSize": 0.1 + 0.2}, {"rlnImagePixelSize": 1.5}]
     blocks = [Block("particles.star", 0, 30, 3, ("a", "b"), 1), Block("particles.star", 30, 10, 1, ("a",), 2)]
+    rig.ledger.put_optics("particles.star", dict(enumerate(optics, start=1)))
     rig.ledger.commit(
-        job, [Shard("particles/x.mrcs", 10, 99)], blocks, optics={"particles.star": optics}, warnings=["faint"],
-        notes=["two skipped"], seconds=0.5, now=NOW,
+        job, [Shard("particles/x.mrcs", 10, 99)], blocks, warnings=["faint"], notes=["two skipped"], seconds=0.5,
+        now=NOW,
     )  # fmt: skip
     for _ in range(2):
         ledger = rig.ledger

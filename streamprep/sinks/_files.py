@@ -7,15 +7,21 @@ called again on the same file: the kernel may have dropped the bytes and report 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from streamprep.model import OutputError
 
 _COPY_BYTES = 1 << 20
+_COPY_AT_ONCE = 1 << 30
+_NO_COPYING = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+"""What the kernel, or a file system, says that cannot copy by itself."""
 
 
 def fsync_file(path: Path) -> None:
@@ -62,8 +68,10 @@ def crc32_of(path: Path) -> int:
     return crc
 
 
-def place(staged: Path, final: Path) -> None:
+def place(staged: Path, final: Path, *, durable: bool = True) -> None:
     """Give a durable staged file its final name, durably. Nothing is ever replaced: the name must be free.
+
+    ``durable = False`` leaves the fsync of its folder to `make_names_durable`.
 
     Raises
     ------
@@ -74,12 +82,33 @@ def place(staged: Path, final: Path) -> None:
     if final.exists():
         raise FileExistsError(f"{final}: there is a file of this name that the ledger does not know")
     staged.rename(final)
-    try:
-        fsync_folder(final.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            final.rename(staged)  # so that the next try gives the name anew: a failed fsync is not repeated
-        raise
+    if durable:
+        make_names_durable([(staged, final)])
+
+
+def make_names_durable(placed: Sequence[tuple[Path, Path]]) -> None:
+    """Fsync the folders of files that were placed, each folder once.
+
+    Parameters
+    ----------
+    placed
+        Of each file where it was staged, and its final name.
+
+    Raises
+    ------
+    OSError
+        The files of the folder that it failed for lie where they were staged again, as far as that is possible: the
+        next try gives them their names anew, because a failed fsync is not repeated.
+    """
+    for folder in dict.fromkeys(final.parent for _, final in placed):
+        try:
+            fsync_folder(folder)
+        except OSError:
+            for staged, final in placed:
+                if final.parent == folder:
+                    with contextlib.suppress(OSError):
+                        final.rename(staged)
+            raise
 
 
 def append(path: Path, at: int, data: bytes) -> None:
@@ -131,7 +160,15 @@ def truncate(path: Path, length: int) -> None:
         os.close(descriptor)
 
 
-def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Bytes of another file: the (start, length) ranges of it, one after the other."""
+
+    path: Path
+    ranges: Iterable[tuple[int, int]]
+
+
+def replace_whole(path: Path, parts: Iterable[bytes | Ranges], *, durable: bool = True) -> None:
     """Replace a file by new content; a reader sees the old or the new one, whole.
 
     ``durable = False`` leaves the fsyncs out, for files that are made anew at the next start anyway.
@@ -142,10 +179,12 @@ def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) 
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
+        with temporary.open("wb", buffering=0) as file:
+            for part in parts:
+                if isinstance(part, Ranges):
+                    _copy(part, file)
+                else:
+                    _write(file, part)
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
@@ -155,6 +194,40 @@ def replace_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = True) 
         raise
     if durable:
         fsync_folder(path.parent)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _copy(part: Ranges, file: FileIO) -> None:
+    """Copy ranges to where a file is written; the kernel does it where it can."""
+    with contextlib.ExitStack() as opened:
+        source = None
+        for start, length in _joined(part.ranges):
+            source = source or opened.enter_context(part.path.open("rb", buffering=0))
+            done = 0
+            with _falling_back():
+                while done < length:
+                    copied = os.copy_file_range(
+                        source.fileno(), file.fileno(), min(length - done, _COPY_AT_ONCE), start + done
+                    )
+                    if not copied:
+                        break
+                    done += copied
+            for chunk in read_ranges(part.path, [(start + done, length - done)]):
+                _write(file, chunk)
+
+
+@contextlib.contextmanager
+def _falling_back() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_COPYING:
+            raise
 
 
 def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:

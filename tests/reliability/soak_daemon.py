@@ -65,11 +65,10 @@ def instrument(notes: Notes) -> None:
         notes.commit(time.perf_counter() - before)
 
     @functools.wraps(publish)
-    def timed_publish(self: Committer, name: str) -> None:
+    def timed_publish(self: Committer, name: str, count: int) -> None:
         before = time.perf_counter()
-        publish(self, name)
-        rows = self._ledger.versions()[name][1]
-        notes.write(what="publish", table=name, rows=rows, seconds=time.perf_counter() - before)
+        publish(self, name, count)
+        notes.write(what="publish", table=name, rows=count, seconds=time.perf_counter() - before)
 
     @functools.wraps(walk)
     def timed_walk(self: Watcher) -> Iterator[tuple[int, str]]:

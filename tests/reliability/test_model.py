@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from streamprep.committer import Committer
-from streamprep.ledger import Ledger
 from streamprep.sinks import _files
 from tests.reliability.model import Machine, World
 
@@ -83,17 +82,19 @@ def rename_before_the_data(patch: pytest.MonkeyPatch) -> None:
 
 def row_before_the_pixels(patch: pytest.MonkeyPatch) -> None:
     later: list[tuple[Any, ...]] = []
-    place, commit = Committer._place, Ledger.commit
+    place, record, sync = Committer._place, Committer._record, _files.make_names_durable
 
-    def commit_first(self: Ledger, *args: Any, **options: Any) -> None:
-        commit(self, *args, **options)
-        mine = [waiting for waiting in later if waiting[0]._ledger is self]
+    def record_first(self: Committer, ready: Any, fresh: Any) -> None:
+        record(self, ready, fresh)
+        mine = [waiting for waiting in later if waiting[0] is self]
         later.clear()
         for waiting in mine:
             place(*waiting)
+        sync([pair for made in ready for pair in made.placed])
 
     patch.setattr(Committer, "_place", lambda *args: later.append(args))
-    patch.setattr(Ledger, "commit", commit_first)
+    patch.setattr(Committer, "_record", record_first)
+    patch.setattr(_files, "make_names_durable", lambda placed: None)
 
 
 def fdatasync_again_after_it_failed(patch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,7 @@ class UnsyncedFolder:
             self._patch(patch, os, name, getattr(self, f"_{name}"))
         self._patch(patch, os, "pwrite", self._pwrite)
         self._patch(patch, os, "ftruncate", self._ftruncate)
+        self._patch(patch, os, "copy_file_range", self._copy_file_range)
         patch.setattr(os, "remove", os.unlink)
         self._real["io.open"] = io.open
         patch.setattr(io, "open", self._io_open)
@@ -312,6 +313,17 @@ class UnsyncedFolder:
         if os.fstat(descriptor).st_ino not in self._nodes:
             return self._real["pwrite"](descriptor, data, offset)
         return self.write(descriptor, lambda part: self._real["pwrite"](descriptor, part, offset), data, offset)
+
+    def _copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
+        node = None if self.off else self._nodes.get(os.fstat(target).st_ino)
+        if not isinstance(node, File):
+            return self._real["copy_file_range"](source, target, count, offset)
+        self.step()
+        start = os.lseek(target, 0, os.SEEK_CUR)
+        done = self._real["copy_file_range"](source, target, self.need(count), offset)
+        node.touch(start, start + done)
+        self.step()
+        return done
 
     def _ftruncate(self, descriptor: int, length: int) -> None:
         node = None if self.off else self._nodes.get(os.fstat(descriptor).st_ino)
