@@ -36,6 +36,10 @@ REMOTE_FILE_SYSTEMS = (
 TEMPORARY_ENDINGS = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", ".lock", "~")
 
 LISTED_AT_ONCE = 5000
+SCAN_SHARE = 0.1
+SCAN_SHARE_WITHOUT_EVENTS = 0.5
+"""Most of the time that scanning may take: with very many files scans are further apart than is asked for."""
+
 ASKED_AT_ONCE = 512
 """Of so many files is asked at a time whether they are known: each question costs more than each file."""
 
@@ -194,7 +198,7 @@ class Watcher:
     incomplete_seconds
         A stable file that is incomplete for this long is yielded with a problem; if it changes later, again.
     rescan_seconds, poll_seconds
-        Time between full scans where there are events, and where there are none.
+        Least time between full scans where there are events, and where there are none; see `SCAN_SHARE`.
     events
         False relies on scans alone.
     """
@@ -221,6 +225,8 @@ class Watcher:
         self._scan: Iterator[tuple[int, str]] | None = None
         self._new_folders: deque[Iterator[tuple[int, str]]] = deque()
         self._next_scan = 0.0
+        self._scan_cost = 0.0
+        """Seconds that the scan under way has taken so far."""
         self._scan_wanted = True
         self._excluded = {text for path in self.excluded for text in (str(path), os.path.realpath(path))}
         self._troubles: dict[str, str] = {}
@@ -308,6 +314,7 @@ class Watcher:
         self._take_hints(now, most)
         if self._scan is None and (self._scan_wanted or now >= self._next_scan):
             self._scan, self._scan_wanted = self._walk_all(), False
+        begun = self.clock()
         left = most
         while left > 0:
             walk = self._new_folders[0] if self._new_folders else self._scan
@@ -322,10 +329,19 @@ class Watcher:
             if self._new_folders:
                 self._new_folders.popleft()
             else:
-                self._scan = None
-                self.scans_completed += 1
-                self._next_scan = now + (self.rescan_seconds if self._has_events() else self.poll_seconds)
+                self._scan_ended(now, self.clock() - begun)
+                break
+        if self._scan is not None:
+            self._scan_cost += self.clock() - begun
         return self._settled(now, most)
+
+    def _scan_ended(self, now: float, seconds: float) -> None:
+        heard = self._has_events()
+        share = SCAN_SHARE if heard else SCAN_SHARE_WITHOUT_EVENTS
+        pause = (self._scan_cost + seconds) * (1 / share - 1)
+        self._next_scan = now + max(self.rescan_seconds if heard else self.poll_seconds, pause)
+        self._scan, self._scan_cost = None, 0.0
+        self.scans_completed += 1
 
     def give_up_on_incomplete(self) -> list[Arrival]:
         """Yield, as problems, the files that are stable but incomplete, without waiting longer. For a last round."""
