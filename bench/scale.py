@@ -48,6 +48,8 @@ from streamprep.workers import ItemJob, Outcome, TableJob, _rendered
 PER_FOLDER = 1000
 AHEAD = 250
 """So many micrographs are written at a time."""
+FREE_BYTES = 6 << 30
+"""So much of the disk is left to others."""
 BUCKETS = 20
 SYNCED = 100
 """So many micrographs of each part are synced, for samples of the time that it takes."""
@@ -60,6 +62,8 @@ device = "cpu"
 [extract]
 box_size_px = 2
 [particles.invert]
+[sets]
+further_tables = []
 """
 
 
@@ -262,6 +266,8 @@ def fill(folder: Path, micrographs: int, rows: int, say: Callable[[str], None]) 
             synced: list[float] = []
             writing = 0.0
             while done < goal:
+                if shutil.disk_usage(folder).free < FREE_BYTES:
+                    raise SystemExit(f"{folder}: the disk is nearly full, at {done} micrographs")
                 if microscope.written == done:
                     started = time.thread_time()
                     microscope.write(min(AHEAD, goal - done))

@@ -539,10 +539,10 @@ class Ledger:
         """Newest generations of other paths with this stem, of the same kind, or any kind of table."""
         kinds = TABLE_KINDS if kind in TABLE_KINDS else (kind,)  # what a table says is known when it was read
         rows = self._db.execute(
-            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN (SELECT value FROM json_each(?)) "
+            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN ({_marks(kinds)}) "
             "AND NOT (source = ? AND path = ?) AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
             "WHERE n.source = f.source AND n.path = f.path AND n.generation > f.generation)",
-            (self._key(path), json.dumps(kinds), source, os.fsencode(path)),
+            (self._key(path), *_filled(kinds), source, os.fsencode(path)),
         )
         return [_file(row) for row in rows]
 
