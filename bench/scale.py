@@ -505,13 +505,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             report["results"].append(of_length(folder, micrographs, given.rows))
+            print(text_of(report["results"][-1]), flush=True)
+            if given.json is not None:  # after each length: the next may take long
+                given.json.parent.mkdir(parents=True, exist_ok=True)
+                given.json.write_text(json.dumps(report, indent=1) + "\n")
         finally:
             if given.keep is None:
                 shutil.rmtree(folder)
-        print(text_of(report["results"][-1]), flush=True)
-        if given.json is not None:  # after each length: the next may take long
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps(report, indent=1) + "\n")
     if given.plot is not None:
         plot(report["results"], given.plot)
 
