@@ -413,7 +413,7 @@ def text_of(found: dict[str, Any]) -> str:
     fill, begin = found["fill"], found["start"]
     parts = fill["parts"]
     first, last = parts[0], parts[-1]
-    star = [made for made in fill["publications"] if made["table"] == "particles.star"][-1]
+    star = _last(found)
     synced, logs = last["synced_wall_ms"], sum(fill["rows_mb"].values())
     lines = [
         f"{found['micrographs']} micrographs, {found['rows']} rows, in {fill['seconds']:.0f} s",
@@ -429,6 +429,39 @@ def text_of(found: dict[str, Any]) -> str:
         f"    {part}: {spent['wall_s']:.2f} s ({spent['cpu_s']:.2f} s)" for part, spent in begin["phases"].items()
     ]
     return "\n".join(lines)
+
+
+def table_of(results: list[dict[str, Any]]) -> str:
+    """All lengths side by side, as docs/scale.md has them."""
+    named: list[tuple[str, Callable[[dict[str, Any]], float], str]] = [
+        ("processor time per micrograph, first part [ms]", lambda made: made["fill"]["parts"][0]["cpu_ms"], ".1f"),
+        ("the same, last part [ms]", lambda made: made["fill"]["parts"][-1]["cpu_ms"], ".1f"),
+        ("of which commit [ms]", lambda made: made["fill"]["parts"][-1]["parts_ms"]["commit"], ".2f"),
+        ("on the clock, synced, last part [ms]", lambda made: made["fill"]["parts"][-1]["synced_wall_ms"], ".0f"),
+        ("memory of the daemon [MB]", lambda made: made["fill"]["parts"][-1]["resident_mb"], ".0f"),
+        ("last publication of `particles.star` [s]", lambda made: _last(made)["wall_s"], ".1f"),
+        ("of which processor time [s]", lambda made: _last(made)["cpu_s"], ".1f"),
+        ("ledger [MB]", lambda made: made["fill"]["ledger_mb"], ".0f"),
+        ("row logs [MB]", lambda made: sum(made["fill"]["rows_mb"].values()), ".0f"),
+        ("start, processor time [s]", lambda made: made["start"]["cpu_s"], ".1f"),
+        ("start, on the clock [s]", lambda made: made["start"]["wall_s"], ".1f"),
+        ("scan, processor time [s]", lambda made: made["start"]["scan_cpu_s"], ".2f"),
+        ("scan, on the clock [s]", lambda made: made["start"]["scan_wall_s"], ".2f"),
+        ("memory at the end of the start [MB]", lambda made: made["start"]["resident_mb"], ".0f"),
+    ]
+    lines = [
+        "| | " + " | ".join(f"{made['micrographs']:,} micrographs" for made in results) + " |",
+        "|---|" + "---|" * len(results),
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(format(value(made), form) for made in results) + " |" for name, value, form in named
+    ]
+    return "\n".join(lines)
+
+
+def _last(found: dict[str, Any]) -> dict[str, Any]:
+    """The last publication of the particles."""
+    return [made for made in found["fill"]["publications"] if made["table"] == "particles.star"][-1]
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -461,10 +494,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     )
     axes[1, 1].loglog(
         lengths,
-        [
-            [made["wall_s"] for made in found["fill"]["publications"] if made["table"] == "particles.star"][-1]
-            for found in results
-        ],
+        [_last(found)["wall_s"] for found in results],
         "o-",
         label="publication of particles.star [s]",
     )
@@ -483,6 +513,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--plot", type=Path, help="where to draw them, as SVG (needs matplotlib)")
     parser.add_argument("--keep", type=Path, help="a folder to work in, and to keep")
+    parser.add_argument("--show", type=Path, help="tell and draw the figures of an earlier run, from its JSON")
     parser.add_argument("--phase", choices=["fill", "start"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -499,8 +530,11 @@ def main() -> None:
     if given.phase == "start":
         print(json.dumps(start(given.folder, given.rows)))
         return
-    report: dict[str, Any] = {"machine": machine(), "results": []}
-    for micrographs in given.micrographs:
+    if given.show is not None:
+        report, lengths = json.loads(given.show.read_text(encoding="utf-8")), []
+    else:
+        report, lengths = {"machine": machine(), "results": []}, given.micrographs
+    for micrographs in lengths:
         folder = Path(tempfile.mkdtemp(prefix="scale-")) if given.keep is None else given.keep / str(micrographs)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -512,6 +546,7 @@ def main() -> None:
         finally:
             if given.keep is None:
                 shutil.rmtree(folder)
+    print(table_of(report["results"]))
     if given.plot is not None:
         plot(report["results"], given.plot)
 
