@@ -45,7 +45,8 @@ MODEL_EXAMPLES ?= 1000
 model: .venv/.installed-dev ## Try MODEL_EXAMPLES sessions of rewrites, faults, full disks and power losses in memory
 	STREAMPREP_MODEL_EXAMPLES=$(MODEL_EXAMPLES) $(BIN)/python -m pytest tests/reliability/test_model.py
 
-bench: .venv/.installed-dev ## Time the operations from file to file, next to Xmipp 3
+bench: .venv/.installed-dev ## Time whole sessions, next to RELION, and the operations from file to file, next to Xmipp 3
+	$(BIN)/python bench/end_to_end.py
 	$(BIN)/python bench/operations.py
 	$(BIN)/python bench/maps.py
 
