@@ -143,6 +143,10 @@ class _Cursor(sqlite3.Cursor):
         except sqlite3.Error as error:
             _raise(error)
 
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        with _disk_errors():
+            return super().fetchmany(size)
+
     def fetchall(self) -> list[Any]:
         try:
             return super().fetchall()
@@ -1379,14 +1383,15 @@ class Ledger:
 
     def live_ranges(self, table: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
         """Columns, start and length of each such block."""
-        rows = self._db.execute(
+        found = self._db.execute(
             "SELECT columns, start, length FROM blocks WHERE tbl = ? AND live ORDER BY id", (table,)
         )
         columns: dict[str, tuple[str, ...]] = {}
-        for names, start, length in rows:
-            if names not in columns:
-                columns[names] = tuple(json.loads(names))
-            yield columns[names], start, length
+        while rows := found.fetchmany(1000):
+            for names, start, length in rows:
+                if names not in columns:
+                    columns[names] = tuple(json.loads(names))
+                yield columns[names], start, length
 
     def ended_blocks(self) -> list[tuple[int, str, str, bool]]:
         """Blocks that ended and had a file of their own: number, table, item, and whether the item has another now."""

@@ -45,7 +45,7 @@ from streamprep.arrays import (
 )
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
-from streamprep.hookspecs import OpticsGroups, Staged, StagedRows, render
+from streamprep.hookspecs import OpticsGroups, Sink, Staged, StagedRows, render
 from streamprep.image_sets import require_stacks, sample_images
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import EntryRow
@@ -534,12 +534,12 @@ def _process(
         raise InputError(job.item.path, "no table came with it")
     with _storing(job.folder):
         staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
-    return Outcome("done", staged=_rendered(worker, staged, job.optics), remarks=image.remarks)
+    return Outcome("done", staged=with_rendered_rows(staged, worker.sinks, job.optics), remarks=image.remarks)
 
 
-def _rendered(worker: _Worker, staged: Sequence[Staged], optics: OpticsGroups) -> tuple[Staged, ...]:
+def with_rendered_rows(staged: Sequence[Staged], sinks: Sequence[Sink], optics: OpticsGroups) -> tuple[Staged, ...]:
     """Rows as bytes, so that the daemon need not make them; not those of an optics group that has no number yet."""
-    tables = {table.path: table for sink in worker.sinks for table in sink.tables}
+    tables = {table.path: table for sink in sinks for table in sink.tables}
 
     def rendered(rows: StagedRows) -> StagedRows:
         known = (number for number, group in optics.get(rows.table, {}).items() if group == rows.optics)

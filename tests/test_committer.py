@@ -527,6 +527,7 @@ def test_a_row_log_that_cannot_be_costs_those_that_have_rows_in_it(rig: Rig) -> 
     rig.check_logs()
 
 
+@pytest.mark.case(5, 7)
 def test_a_failure_at_any_step_of_several_leaves_nothing_and_the_next_try_commits_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

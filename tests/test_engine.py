@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import numpy as np
 import pytest
 from pebble import ProcessPool
 
+from streamprep import committer as committer_module
+from streamprep import engine as engine_module
 from streamprep import hookimpl
-from streamprep.config import load
+from streamprep.committer import Committer, Result
+from streamprep.config import Config, load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine
 from streamprep.model import ConfigError, OutputError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.session import find_output, make_sources
 from streamprep.sinks import _files
-from streamprep.workers import InlineExecutor, ItemJob, Outcome
+from streamprep.workers import Executor, InlineExecutor, ItemJob, Outcome, TableJob, run_job
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
 from tests.reliability.pausing import Clock, Instant
@@ -30,6 +34,11 @@ class Spy:
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.modes: list[str] = []
+        self.finished: list[tuple[str, str]] = []
+
+    @hookimpl
+    def item_finished(self, item: str, state: str) -> None:
+        self.finished.append((item, state))
 
     @hookimpl
     def warning_raised(self, message: str) -> None:
@@ -43,17 +52,159 @@ class Spy:
 
 @pytest.fixture
 def make(session: Session) -> Callable[..., tuple[Engine, Spy]]:
-    def build(*overrides: str, clock: Callable[[], float] | None = None) -> tuple[Engine, Spy]:
+    def build(
+        *overrides: str,
+        clock: Callable[[], float] | None = None,
+        executor: Callable[[Config], Executor] = InlineExecutor,
+    ) -> tuple[Engine, Spy]:
         config = load(session.config, ["session.device=cpu", "session.settle_seconds=0", *overrides])
         plugins = load_plugins(environ={})
         spy = Spy()
         plugins.manager.register(spy)
-        engine = Engine(
-            config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor, clock=clock or Clock()
-        )
+        engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=executor, clock=clock or Clock())
         return engine, spy
 
     return build
+
+
+class Several(InlineExecutor):
+    """Like many workers that end at one moment."""
+
+    size = 8
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._held: list[tuple[Future[Outcome], TableJob | ItemJob]] = []
+
+    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
+        made: Future[Outcome] = Future()
+        self._held.append((made, job))
+        return made
+
+    def check(self) -> None:
+        for made, job in self._held:
+            made.set_result(run_job(job))
+        self._held = []
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs were committed together each time."""
+    sizes: list[int] = []
+    real = Committer.commit
+
+    def commit(self: Committer, batch: Sequence[Result]) -> Any:
+        sizes.append(len(batch))
+        return real(self, batch)
+
+    monkeypatch.setattr(Committer, "commit", commit)
+    return sizes
+
+
+def test_jobs_that_end_at_one_moment_are_committed_together(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    engine, spy = make(executor=Several)
+    assert engine.run().jobs == {"done": 3}
+    assert batches == [3]
+    assert spy.finished == [(f"Micrographs/mic_000{number}", "done") for number in (1, 2, 3)]
+    together = {
+        path.name: path.read_bytes()
+        for ending in ("star", "mrcs", "pos")
+        for path in session.output.rglob(f"*.{ending}")
+    }
+    session.output.rename(session.folder / "first")
+    monkeypatch.setattr(engine_module, "MOST_TOGETHER", 1)
+    engine, _ = make(executor=Several)
+    engine.run()
+    assert batches == [3, 1, 1, 1]
+    assert {
+        path.name: path.read_bytes()
+        for ending in ("star", "mrcs", "pos")
+        for path in session.output.rglob(f"*.{ending}")
+    } == together
+    assert {"particles.star", "mic_0001.mrcs"} <= set(together)
+
+
+def test_a_job_whose_results_cannot_be_stored_fails_alone_and_each_is_told_once(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    """The ledger takes what is done, then not, for a while, that one failed."""
+    monkeypatch.setattr(Several, "check", spoil(Several.check, "mic_0002"))
+    engine, spy = make("session.max_attempts=1", clock=Clock(0.3), executor=Several)
+    monkeypatch.setattr(engine, "_wake", Instant())
+    failed, tries = engine.ledger.job_failed, iter([True, True])
+
+    def full(*args: Any, **options: Any) -> None:
+        if next(tries, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        failed(*args, **options)
+
+    monkeypatch.setattr(engine.ledger, "job_failed", full)
+    last = engine.run()
+    assert last.jobs == {"done": 2, "failed": 1}
+    assert batches == [3]
+    assert "its results cannot be stored" in last.failures[0]["reason"]
+    states = ("done", "failed", "done")
+    assert spy.finished == [(f"Micrographs/mic_000{number + 1}", state) for number, state in enumerate(states)]
+    check_invariants(session.output)
+
+
+def spoil(check: Callable[[Several], None], name: str) -> Callable[[Several], None]:
+    """Let the staged files of one item go before anything is committed."""
+
+    def spoilt(self: Several) -> None:
+        held = list(self._held)
+        check(self)
+        for _, job in held:
+            if isinstance(job, ItemJob) and job.item.name.endswith(name):
+                for path in job.folder.glob("*.mrcs"):
+                    path.unlink()
+
+    return spoilt
+
+
+def test_so_many_rows_are_committed_together_at_most(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    monkeypatch.setattr(engine_module, "MOST_ROWS_TOGETHER", 1)
+    engine, _ = make(executor=Several)
+    assert engine.run().jobs == {"done": 3}
+    assert batches == [1, 1, 1]
+    check_invariants(session.output)
+
+
+def test_workers_make_the_bytes_of_rows_but_for_those_of_a_new_optics_group(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = committer_module.render
+
+    def render(table: Any, rows: Any, number: Any) -> Any:
+        made.append(rows.table)
+        return real(table, rows, number)
+
+    monkeypatch.setattr(committer_module, "render", render)
+    sets: list[dict[str, bytes]] = []
+    for groups in (Committer.known_groups, lambda _: {}):
+        made.clear()
+        monkeypatch.setattr(Committer, "known_groups", groups)
+        engine, _ = make('sets.further_tables=["xmd", "cs"]')
+        engine.run()
+        sets.append(
+            {
+                path.name: path.read_bytes()
+                for ending in ("star", "xmd", "cs")
+                for path in session.output.glob(f"*.{ending}")
+            }
+        )
+        if not sets[1:]:
+            assert max(made.count(table) for table in made) == 2, "two jobs were handed out before any was done"
+            assert set(made) == {"particles.star", "noise.star", "particles.cs", "noise.cs"}
+            shutil.rmtree(session.output)
+    assert made.count("particles.star") == 3
+    assert sets[0] == sets[1]
+    assert {"particles.star", "particles.cs", "noise.xmd"} <= set(sets[0])
 
 
 @pytest.mark.case(5)

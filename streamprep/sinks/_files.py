@@ -188,7 +188,7 @@ def replace_whole(path: Path, parts: Iterable[bytes | Ranges], *, durable: bool 
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except Exception:
         with contextlib.suppress(OSError):  # a half-written table is of no use, and the disk may be full
             temporary.unlink()
         raise

@@ -10,11 +10,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from watchdog.events import FileClosedEvent, FileSystemEventHandler
 
 from streamprep import workers
+from streamprep.committer import Committer
 from streamprep.config import Config
 from streamprep.engine import Engine
 from streamprep.formats import mrc_output
@@ -150,6 +152,9 @@ class HeldExecutor:
 class World:
     """A session folder, what was put into it, and the daemon that runs on it now and then."""
 
+    batches: ClassVar[Counter[int]] = Counter()
+    """How often so many jobs were committed together, in all sessions."""
+
     def __init__(self, plant: Patch = lambda patch: None) -> None:
         shm = Path("/dev/shm")
         base = shm if os.access(shm, os.W_OK) else None
@@ -164,6 +169,7 @@ class World:
         self.patch.setattr(workers, "load_plugins", lambda **_: self.plugins)
         self.disk.switch_on(self.patch)
         self._watch_ledger()
+        self._count_batches()
         plant(self.patch)
         self.inputs = [
             Input(kind, self.folder / folder / f"mic_{number}.{ending}")
@@ -209,6 +215,15 @@ class World:
 
         self.patch.setattr(Ledger, "transaction", transaction)
         self.patch.setattr(Ledger, "__init__", made)
+
+    def _count_batches(self) -> None:
+        real = Committer._record
+
+        def record(committer: Committer, ready: Any, fresh: Any) -> None:
+            real(committer, ready, fresh)
+            World.batches[len(ready)] += 1
+
+        self.patch.setattr(Committer, "_record", record)
 
     # --- inputs ---
 

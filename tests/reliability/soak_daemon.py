@@ -10,7 +10,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +53,25 @@ class Notes:
 
 def instrument(notes: Notes) -> None:
     """Time what must not become slower as the session grows."""
-    from streamprep.committer import Committer
+    from streamprep.committer import Committer, Result
     from streamprep.watcher import Watcher
 
     commit, publish, walk = Committer.commit, Committer._publish, Watcher._walk_all
 
     @functools.wraps(commit)
-    def timed_commit(self: Committer, *arguments: Any, **options: Any) -> None:
+    def timed_commit(self: Committer, batch: Sequence[Result]) -> Any:
         before = time.perf_counter()
-        commit(self, *arguments, **options)
-        notes.commit(time.perf_counter() - before)
+        faults = commit(self, batch)
+        seconds = (time.perf_counter() - before) / len(batch)
+        for _ in batch:
+            notes.commit(seconds)
+        return faults
 
     @functools.wraps(publish)
-    def timed_publish(self: Committer, name: str, count: int) -> None:
+    def timed_publish(self: Committer, name: str, rows: int) -> None:
         before = time.perf_counter()
-        publish(self, name, count)
-        notes.write(what="publish", table=name, rows=count, seconds=time.perf_counter() - before)
+        publish(self, name, rows)
+        notes.write(what="publish", table=name, rows=rows, seconds=time.perf_counter() - before)
 
     @functools.wraps(walk)
     def timed_walk(self: Watcher) -> Iterator[tuple[int, str]]:

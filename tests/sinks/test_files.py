@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,6 +188,36 @@ def test_a_staged_file_gets_its_name_and_the_name_is_synced(tmp_path: Path, sync
     assert [path for path, _ in synced] == [str(tmp_path), str(tmp_path / "particles"), str(final.parent)]
 
 
+def test_names_of_many_files_are_synced_once_for_each_folder(tmp_path: Path, synced: list[tuple[str, Any]]) -> None:
+    placed = [(tmp_path / f"staged_{folder}{name}", tmp_path / folder / name) for folder in "xy" for name in "ab"]
+    for staged, final in placed:
+        staged.write_bytes(b"pixels")
+        _files.place(staged, final, durable=False)
+    synced.clear()
+    _files.make_names_durable(placed)
+    assert synced == [(str(tmp_path / folder), ["a", "b"]) for folder in "xy"]
+
+
+@pytest.mark.case(7)
+def test_names_that_could_not_be_made_durable_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = [(tmp_path / f"staged_{folder}{name}", tmp_path / folder / name) for folder in "xy" for name in "ab"]
+    for staged, final in placed:
+        staged.write_bytes(b"pixels")
+        _files.place(staged, final, durable=False)
+    real = _files.fsync_folder
+
+    def fail(folder: Path) -> None:
+        if folder.name == "y":
+            raise OSError(errno.EIO, "Input/output error")
+        real(folder)
+
+    monkeypatch.setattr(_files, "fsync_folder", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        _files.make_names_durable(placed)
+    assert [staged.exists() for staged, _ in placed] == [False, False, True, True]
+    assert names(tmp_path / "y") == []
+
+
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 def test_nothing_is_ever_replaced(tmp_path: Path, folder: bool) -> None:
     staged, final = tmp_path / "staged", tmp_path / "a.mrcs"
@@ -250,6 +281,60 @@ def test_a_sync_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: p
         _files.replace_whole(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["table.star"]
+
+
+RANGE = st.tuples(st.integers(0, 30), st.integers(0, 30))
+
+
+@given(
+    st.lists(st.lists(RANGE, max_size=4) | st.binary(max_size=4), max_size=6),
+    st.sampled_from([None, 3, errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP]),
+)
+def test_ranges_of_another_file_are_copied_between_other_content(
+    parts: list[bytes | list[tuple[int, int]]], how: int | None
+) -> None:
+    """By the kernel, also where it copies less than it is asked for; or, where it cannot, by reading and writing."""
+    real, calls = os.copy_file_range, 0
+
+    def copy_file_range(source: int, target: int, count: int, offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        if how is not None and how != 3 and calls > 1:  # not at once: it may find out in the midst of a range
+            raise OSError(how, os.strerror(how))
+        return real(source, target, min(count, 3) if how is not None else count, offset)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "copy_file_range", copy_file_range)
+        log, path = Path(folder, "log"), Path(folder, "table")
+        content = bytes(range(60))
+        log.write_bytes(content)
+        _files.replace_whole(path, [part if isinstance(part, bytes) else _files.Ranges(log, part) for part in parts])
+        assert path.read_bytes() == b"".join(
+            part if isinstance(part, bytes) else b"".join(content[start : start + size] for start, size in part)
+            for part in parts
+        )
+        assert bool(calls) == any(size for part in parts if isinstance(part, list) for _, size in part)
+        with pytest.raises(OutputError, match="shorter than the ledger says"):
+            _files.replace_whole(path, [b"new", _files.Ranges(log, [(len(content), 1)])])
+        assert names(Path(folder)) == ["log", "table"]
+
+
+@pytest.mark.case(5)
+def test_a_disk_that_fills_while_ranges_are_copied_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, path = tmp_path / "log", tmp_path / "table.star"
+    log.write_bytes(b"rows")
+    path.write_bytes(b"old")
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="No space left"):
+        _files.replace_whole(path, [b"head", _files.Ranges(log, [(0, 4)])])
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["log", "table.star"]
 
 
 def test_a_rename_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
