@@ -144,8 +144,10 @@ class _Cursor(sqlite3.Cursor):
             _raise(error)
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
-        with _disk_errors():
+        try:
             return super().fetchmany(size)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchall(self) -> list[Any]:
         try:
