@@ -43,7 +43,7 @@ from streamprep.model import Coordinates, Micrograph, Optics, Particles
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.watcher import Watcher
-from streamprep.workers import ItemJob, Outcome, TableJob, _rendered
+from streamprep.workers import ItemJob, Outcome, TableJob, with_rendered_rows
 
 PER_FOLDER = 1000
 AHEAD = 250
@@ -119,7 +119,7 @@ class Quick:
             {"particle": self._coordinates},
             {"particle": Particles(self._pixels, optics, self._coordinates)},
         )
-        staged = _rendered(self, [sink.stage(result, job.folder) for sink in self.sinks], job.optics)
+        staged = with_rendered_rows([sink.stage(result, job.folder) for sink in self.sinks], self.sinks, job.optics)
         if all(rows.rendered is not None for part in staged for rows in part.rows):  # it knows the optics group by now
             self._first = job.item.name, staged
             self._files = {path.name: path.read_bytes() for path in job.folder.iterdir()}
@@ -480,7 +480,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].set(title="processor time per micrograph [ms]", ylim=(0, None))
     axes[0, 0].legend()
     axes[0, 1].plot(done, [part["resident_mb"] for part in longest["parts"]])
-    axes[0, 1].set(title="resident memory of the daemon [MB]", ylim=(0, None))
+    axes[0, 1].set(title="resident memory of the daemon [MB]")
+    axes[0, 1].set_ylim(0, 1.2 * axes[0, 1].get_ylim()[1])
     lengths = [found["micrographs"] for found in results]
     axes[1, 0].loglog(
         lengths, [found["start"]["wall_s"] for found in results], "o-", label="start, to the end of a scan"
