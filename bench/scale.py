@@ -255,11 +255,11 @@ def fill(folder: Path, micrographs: int, rows: int, say: Callable[[str], None]) 
     engine = open_engine(folder, rows)
     microscope = Microscope(folder)
     parts: list[dict[str, Any]] = []
-    per_part = max(AHEAD, micrographs // BUCKETS)
+    per_part = min(micrographs, max(AHEAD, micrographs // BUCKETS))
     done, begun = 0, time.perf_counter()
     try:
         engine.start()
-        for goal in range(per_part, micrographs + 1, per_part):
+        for goal in (*range(per_part, micrographs, per_part), micrographs):
             times.seconds.clear()
             sync(engine, on=False)
             before, first, was_done = time.thread_time(), time.perf_counter(), done
