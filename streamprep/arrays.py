@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import array_api_compat.numpy as _numpy_namespace
 import numpy as np
@@ -153,6 +153,47 @@ def cached_filter(function: Callable[..., npt.NDArray[Any]]) -> Callable[..., Ar
         return made
 
     return on_backend
+
+
+# --- stacks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesOnDemand:
+    """A stack of images that are made when they are asked for, so that the whole of it is never in memory.
+
+    It stands where the pixels of particles do, between extraction and the first operation, and has of an array the
+    shape, the type and slices: ``images[start:stop]`` is a new array, which may be overwritten. `in_memory` makes an
+    array of the whole.
+    """
+
+    shape: tuple[int, int, int]
+    """(n, ny, nx)."""
+    make: Callable[[int, int], Array]
+    """Makes the float32 images from a first index to before another."""
+
+    ndim: ClassVar[int] = 3
+    dtype: ClassVar[np.dtype[np.float32]] = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Array:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            start, stop, _ = rows.indices(len(self))
+            return self.make(start, max(start, stop))[(slice(None), *rest)]
+        return self.make(0, len(self))[key]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("the images have to be made")
+        return to_host(in_memory(self)).astype(dtype or self.dtype, copy=False)
+
+
+def in_memory(images: Array) -> Array:
+    """The whole of `ImagesOnDemand`; any other array as it is."""
+    return images.make(0, len(images)) if isinstance(images, ImagesOnDemand) else images
 
 
 # --- Fourier transforms ----------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ them by ``order`` and calls them one after the other, so what runs when never de
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
 
-from streamprep.model import Context, Coordinates, Ctf, Item, Kind, Label, Map, Micrograph, Particles
+from streamprep.model import Array, Context, Coordinates, Ctf, Item, Kind, Label, Map, Micrograph, Particles
 
 PROJECT = "streamprep"
 
@@ -199,7 +199,8 @@ def process_coordinates(
 def extract_particles(micrograph: Micrograph, coordinates: Coordinates, params: Params, ctx: Context) -> Particles:  # type: ignore[empty-body]
     """Cut boxes around coordinates.
 
-    When: once per set of coordinates (particle, noise). Returns: the boxes with the rows they belong to.
+    When: once per set of coordinates (particle, noise). Returns: the boxes with the rows they belong to; their pixels
+    may be `streamprep.arrays.ImagesOnDemand`, which are cut part by part, as they are worked on.
 
     Example: see ``streamprep/plugins/extract.py``
     """
@@ -230,6 +231,15 @@ def process_map(map: Map, params: Params, ctx: Context) -> Map | None:  # noqa: 
 
 
 @dataclass(frozen=True, slots=True)
+class StoredStack:
+    """A stack of particles that lies in the staging folder, durably."""
+
+    staged: str
+    size_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
 class ItemResult:
     """What the operations made of one item."""
 
@@ -238,9 +248,26 @@ class ItemResult:
     micrograph: Micrograph | None
     coordinates: Mapping[Label, Coordinates]
     particles: Mapping[Label, Particles]
+    """Where a stack is ``stored``, its pixels are those of the file, read-only, and read when they are looked at."""
     map: Map | None = None
     map_before: Map | None = None
     """The map as it came."""
+    stored: Mapping[Label, StoredStack] = field(default_factory=dict)
+    """The stacks that were written while they were made."""
+
+
+class StackStore(Protocol):
+    """Takes a stack of particles part by part, while it is made. Leaving its ``with`` block ends it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def put(self, start: int, particles: Particles) -> None:
+        """Take the images from ``start`` on, pixels on the host, and keep nothing of them."""
+
+    def finish(self) -> tuple[StoredStack, Array]:
+        """Make the whole durable; what it is, and its pixels as they are stored, read-only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +353,11 @@ def render(table: Table, rows: StagedRows, optics_group: int | None) -> Rendered
 
 
 class Sink(Protocol):
-    """Where results go. ``stage`` runs in a worker; what it returns is committed by the one committer."""
+    """Where results go. ``stage`` runs in a worker; what it returns is committed by the one committer.
+
+    A sink may also have ``open_stack(label, count, folder) -> StackStore``: the first that has it gets the particles of
+    each item part by part while they are made, before ``stage``.
+    """
 
     name: str
     tables: Sequence[Table]
@@ -418,9 +449,11 @@ __all__ = [
     "Params",
     "RenderedRows",
     "Sink",
+    "StackStore",
     "Staged",
     "StagedFile",
     "StagedRows",
+    "StoredStack",
     "Table",
     "hookimpl",
     "hookspec",

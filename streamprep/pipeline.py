@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -20,10 +20,17 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from streamprep.arrays import Backend, array_namespace, images_in_part, to_host, writable
+from streamprep.arrays import (
+    Backend,
+    ImagesOnDemand,
+    array_namespace,
+    images_in_part,
+    to_host,
+    writable,
+)
 from streamprep.config import Config, explain
 from streamprep.em.grey_values import grey_range
-from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params
+from streamprep.hookspecs import OPERATION_HOOKS, ItemResult, Params, StackStore, StoredStack
 from streamprep.model import (
     Array,
     ConfigError,
@@ -42,6 +49,8 @@ from streamprep.model import (
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
 Timer = Callable[[str], AbstractContextManager[None]]
+OpenStack = Callable[[Label, int], StackStore]
+"""Gives the store for so many particles of one label."""
 
 LARGEST_GREY = 1e18
 """Absolute value of a voxel."""
@@ -348,6 +357,7 @@ def run_micrograph(
     generation: int = 1,
     backend: Backend | None = None,
     timer: Timer = _no_timer,
+    open_stack: OpenStack | None = None,
 ) -> ItemResult:
     """Run the micrograph lane on one micrograph.
 
@@ -367,11 +377,14 @@ def run_micrograph(
         Where to compute.
     timer
         Makes a context manager around each operation, for measuring.
+    open_stack
+        Where particles are put part by part as soon as they are done, so that their pixels are never all in memory;
+        without it they are kept there.
 
     Returns
     -------
     ItemResult
-        Particles and coordinates per label, pixels on the host.
+        Particles and coordinates per label, pixels on the host, or ``stored``.
 
     Raises
     ------
@@ -392,6 +405,7 @@ def run_micrograph(
             sets[made.label] = made
 
     particles: dict[Label, Particles] = {}
+    stored: dict[Label, StoredStack] = {}
     if plan.extract is not None:
         for label, found in sets.items():
             there = replace(context, label=label)
@@ -401,9 +415,9 @@ def run_micrograph(
             _check_square(plan.extract, boxes)
             if boxes.coordinates is not None:
                 sets[label] = boxes.coordinates
-            boxes = run_particles(plan, boxes, there, timer=timer)
-            particles[label] = boxes.with_pixels(to_host(boxes.pixels))
-    return ItemResult(context.item, generation, micrograph, sets, particles)
+            particles[label], stack = _store(plan, boxes, there, timer, open_stack, label)
+            stored |= {} if stack is None else {label: stack}
+    return ItemResult(context.item, generation, micrograph, sets, particles, stored=stored)
 
 
 def run_stack(
@@ -414,42 +428,131 @@ def run_stack(
     generation: int = 1,
     backend: Backend | None = None,
     timer: Timer = _no_timer,
+    open_stack: OpenStack | None = None,
 ) -> ItemResult:
     """Run the particle lane on one existing stack; parameters, results and errors as of `run_micrograph`."""
     if backend is not None:
         particles = particles.with_pixels(backend.to_device(particles.pixels))
-    particles = run_particles(plan, particles, context, timer=timer)
-    particles = particles.with_pixels(to_host(particles.pixels))
-    return ItemResult(context.item, generation, None, {}, {particles.label: particles})
+    particles, stack = _store(plan, particles, context, timer, open_stack)
+    stored = {} if stack is None else {particles.label: stack}
+    return ItemResult(context.item, generation, None, {}, {particles.label: particles}, stored=stored)
 
 
 def run_particles(
     plan: Plan, particles: Particles, context: Context, *, timer: Timer = _no_timer, threads: int = 1
 ) -> Particles:
     """Run the particle operations on a stack, on the backend that its pixels are on; they are overwritten."""
+    particles, ours, last = _run_all_but_last(plan, particles, context, timer, threads)
+    return _run_parts(plan, last, particles, context, timer, threads, ours)
+
+
+def _store(
+    plan: Plan,
+    particles: Particles,
+    context: Context,
+    timer: Timer,
+    open_stack: OpenStack | None,
+    label: Label | None = None,
+) -> tuple[Particles, StoredStack | None]:
+    """Run the particle operations; the last of those that work on parts put their results where they are stored."""
+    particles, ours, last = _run_all_but_last(plan, particles, context, timer)
+    if open_stack is None or not len(particles):
+        done = _run_parts(plan, last, particles, context, timer, 1, ours)
+        return done.with_pixels(to_host(done.pixels)), None
+    told: dict[int, Particles] = {}
+
+    def take(start: int, stop: int) -> Particles:
+        part = _taken(plan, particles, start, stop, timer)
+        return part.with_pixels(writable(part.pixels, copy=not ours)) if last else part
+
+    with ExitStack() as opened:
+        store: StackStore | None = None
+
+        def give(start: int, part: Particles) -> None:
+            nonlocal store
+            if store is None:
+                store = opened.enter_context(open_stack(label or part.label, len(particles)))
+            store.put(start, part.with_pixels(to_host(part.pixels)))
+            told[start] = part.with_pixels(np.empty(0))
+
+        size = images_in_part(particles.pixels[:0, ...])
+        run_in_parts(last, len(particles), size, take, give, context, timer=timer)
+        assert store is not None  # there are particles
+        stored, pixels = store.finish()
+    return _joined([told[start] for start in sorted(told)], pixels), stored
+
+
+def _run_all_but_last(
+    plan: Plan, particles: Particles, context: Context, timer: Timer, threads: int = 1
+) -> tuple[Particles, bool, tuple[Step, ...]]:
+    """Run the particle operations up to the last run of those that work on parts.
+
+    Returns
+    -------
+    particles
+        So far.
+    ours
+        Whether their pixels may be overwritten.
+    last
+        The operations that are left; none where an operation on the whole stack is the last.
+    """
+    groups = [
+        (by, tuple(steps)) for by, steps in groupby(plan.lane("particles"), lambda it: it.operation.info.per_image)
+    ]
+    last = groups.pop()[1] if groups and groups[-1][0] else ()
     ours = True
-    for per_image, group in groupby(plan.lane("particles"), lambda step: step.operation.info.per_image):
+    for per_image, steps in groups:
         if not len(particles):
             break
-        steps = tuple(group)
-        if not per_image:
-            for step in steps:
-                particles = _run_step(step, particles, context, timer)
-            ours = False  # what they were given, or gave back, they may have kept
+        if per_image:
+            particles = _run_parts(plan, steps, particles, context, timer, threads, ours)
+            ours = True
             continue
-        whole = particles.with_pixels(writable(particles.pixels, copy=not ours))
-        done: dict[int, Particles] = {}
+        particles = _in_memory(plan, particles, timer)
+        for step in steps:
+            particles = _run_step(step, particles, context, timer)
+        ours = False  # what they were given, or gave back, they may have kept
+    return particles, ours, last
 
-        def take(start: int, stop: int, whole: Particles = whole) -> Particles:
-            return whole.part(start, stop)
 
-        run_in_parts(
-            steps, len(whole), images_in_part(whole.pixels), take, done.__setitem__, context, timer=timer,
-            threads=threads,
-        )  # fmt: skip
-        particles = _joined(whole, [done[start] for start in sorted(done)])
-        ours = True
-    return particles
+def _run_parts(
+    plan: Plan,
+    steps: Sequence[Step],
+    particles: Particles,
+    context: Context,
+    timer: Timer,
+    threads: int,
+    ours: bool,
+) -> Particles:
+    """Run operations that work on single images; the results are in memory."""
+    whole = _in_memory(plan, particles, timer)
+    if not steps or not len(whole):
+        return whole
+    whole = whole.with_pixels(writable(whole.pixels, copy=not ours))
+    done: dict[int, Particles] = {}
+    run_in_parts(
+        steps, len(whole), images_in_part(whole.pixels), whole.part, done.__setitem__, context, timer=timer,
+        threads=threads,
+    )  # fmt: skip
+    parts = [done[start] for start in sorted(done)]
+    pixels = whole.pixels
+    if len(parts) == 1:
+        pixels = parts[0].pixels
+    elif parts[0].pixels.shape[1:] != pixels.shape[1:]:
+        pixels = array_namespace(pixels).concat([part.pixels for part in parts])
+    return _joined(parts, pixels)
+
+
+def _taken(plan: Plan, particles: Particles, start: int, stop: int, timer: Timer) -> Particles:
+    """Some of the particles; boxes that are cut only now take the time of their extraction."""
+    late = isinstance(particles.pixels, ImagesOnDemand)
+    with timer(plan.extract.name) if late and plan.extract is not None else nullcontext():
+        return particles.part(start, stop)
+
+
+def _in_memory(plan: Plan, particles: Particles, timer: Timer) -> Particles:
+    late = isinstance(particles.pixels, ImagesOnDemand)
+    return _taken(plan, particles, 0, len(particles), timer) if late else particles
 
 
 def run_in_parts(
@@ -543,14 +646,11 @@ def _kept(given: Particles, made: Particles) -> Particles:
     return made.with_pixels(given.pixels)
 
 
-def _joined(whole: Particles, parts: Sequence[Particles]) -> Particles:
-    """One stack of its parts again."""
+def _joined(parts: Sequence[Particles], pixels: Array) -> Particles:
+    """One stack of its parts again, with these pixels."""
     first = parts[0]
     if len(parts) == 1:
-        return first
-    pixels = whole.pixels
-    if first.pixels.shape[1:] != pixels.shape[1:]:
-        pixels = array_namespace(pixels).concat([part.pixels for part in parts])
+        return first.with_pixels(pixels)
     coordinates = first.coordinates
     if coordinates is not None:
         placed = [part.coordinates for part in parts if part.coordinates is not None]

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamprep import Context, Coordinates, Ctf, Item, Map, Micrograph, Optics, Particles
-from streamprep.arrays import array_namespace, choose_backend, to_host
+from streamprep.arrays import array_namespace, choose_backend, in_memory, to_host
 from streamprep.model import Array
 from streamprep.pipeline import Said
 
@@ -357,6 +357,8 @@ def run_operation(
     expected = RESULT[info.hook]
     if result is not None and not isinstance(result, expected):
         raise TypeError(f"{info.name} returned {type(result).__name__}, not {expected.__name__} or None")
+    if isinstance(result, Particles):
+        result = result.with_pixels(in_memory(result.pixels))
     return Run(result, warnings)
 
 

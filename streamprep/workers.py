@@ -27,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +45,12 @@ from streamprep.arrays import (
 )
 from streamprep.config import Config
 from streamprep.em.geometry import flip_y
-from streamprep.hookspecs import OpticsGroups, Sink, Staged, StagedRows, render
+from streamprep.hookspecs import OpticsGroups, Sink, StackStore, Staged, StagedRows, StoredStack, render
 from streamprep.image_sets import require_stacks, sample_images
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import EntryRow
 from streamprep.model import (
+    Array,
     Coordinates,
     Ctf,
     Entry,
@@ -60,15 +61,18 @@ from streamprep.model import (
     InputError,
     Item,
     Kind,
+    Label,
     Map,
     Micrograph,
     Optics,
     ParticleRows,
+    Particles,
     Reject,
     StreamprepError,
 )
 from streamprep.naming import STATE_FOLDER
 from streamprep.pipeline import (
+    OpenStack,
     OperationError,
     Plan,
     context_for,
@@ -109,6 +113,11 @@ MEMORY_SHARE = 0.9
 
 SMALLER_PARTS = 3
 """A job is begun anew so often when the memory of a GPU ran out, each time with parts of half the size."""
+
+READ_AHEAD_BYTES = 1 << 28
+"""Of the files of jobs that wait for a worker."""
+READ_AHEAD_STEP = 1 << 19
+"""Kernels read no more ahead at one call than a disk takes in one request."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -207,6 +216,28 @@ def _storing(folder: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS and folder.parent.is_dir():
             raise
         raise _Unstored(error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Storing(StackStore):
+    """The store of a sink, for a job's staging folder."""
+
+    store: StackStore
+    folder: Path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.__exit__(*error)
+
+    def put(self, start: int, particles: Particles) -> None:
+        with _storing(self.folder):
+            self.store.put(start, particles)
+
+    def finish(self) -> tuple[StoredStack, Array]:
+        with _storing(self.folder):
+            return self.store.finish()
 
 
 _worker: _Worker | Outcome | None = None
@@ -501,6 +532,7 @@ def _process(
         note=heard["note"].append,
         remark=heard["remark"].append,
     )
+    open_stack = _open_stack(worker.sinks, job.folder)
     ctf, coordinates, rows = found.get("ctf"), found.get("coordinates"), found.get("rows")
     ctf = ctf if isinstance(ctf, Ctf) else None
     if job.item.kind == "map":
@@ -515,7 +547,13 @@ def _process(
                 raise NotYet(f"waits for ctf in {worker.config.ctf.table}")
             particles = replace(particles, ctf=None if ctf is None else (ctf,) * len(particles))
         result = run_stack(
-            worker.plan, particles, context, generation=job.generation, backend=worker.backend, timer=timer
+            worker.plan,
+            particles,
+            context,
+            generation=job.generation,
+            backend=worker.backend,
+            timer=timer,
+            open_stack=open_stack,
         )
     elif isinstance(coordinates, Coordinates):
         micrograph = make_micrograph(worker.config, job, image, entries.get("ctf"))
@@ -529,6 +567,7 @@ def _process(
             generation=job.generation,
             backend=worker.backend,
             timer=timer,
+            open_stack=open_stack,
         )
     else:
         raise InputError(job.item.path, "no table came with it")
@@ -552,6 +591,19 @@ def with_rendered_rows(staged: Sequence[Staged], sinks: Sequence[Sink], optics: 
             return rows  # the committer comes to the same fault, and tells it
 
     return tuple(replace(part, rows=tuple(map(rendered, part.rows))) for part in staged)
+
+
+def _open_stack(sinks: Sequence[Any], folder: Path) -> OpenStack | None:
+    """How the sink that writes stacks while they are made opens one for a job."""
+    for sink in sinks:
+        if hasattr(sink, "open_stack"):  # sinks of others may know nothing of it
+
+            def opened(label: Label, count: int, sink: Any = sink) -> StackStore:
+                with _storing(folder):
+                    return _Storing(sink.open_stack(label, count, folder), folder)
+
+            return opened
+    return None
 
 
 def _companion(worker: _Worker, made: JobInput, path: Path) -> Entry:
@@ -629,11 +681,21 @@ def micrograph_pixels(path: Path, image: Image) -> npt.NDArray[Any]:
         pixels = pixels[0]
     if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
         raise InputError(path, f"a micrograph is one 2D image, this holds {pixels.dtype} of {pixels.shape}")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels.sum(dtype=np.float64)):
-        bad = int(pixels.size - np.isfinite(pixels).sum())
-        if bad:
-            raise InputError(path, f"{bad} of {pixels.size} pixels are not finite (NaN or infinite)")
+    bad = sum(not_finite(pixels[start : start + CHECKED_ROWS]) for start in range(0, len(pixels), CHECKED_ROWS))
+    if bad:
+        raise InputError(path, f"{bad} of {pixels.size} pixels are not finite (NaN or infinite)")
     return pixels
+
+
+CHECKED_ROWS = 256
+"""Of a micrograph looked at in one go."""
+
+
+def not_finite(pixels: npt.NDArray[Any]) -> int:
+    """How many values are not finite; they are looked at one by one only where their sum is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sound = pixels.dtype.kind != "f" or np.isfinite(pixels.sum(dtype=np.result_type(pixels.dtype, np.float32)))
+    return 0 if sound else int(pixels.size - np.isfinite(pixels).sum())
 
 
 class Executor(Protocol):
@@ -709,6 +771,8 @@ class LocalExecutor:
     def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
         made: Future[Outcome] = Future()
+        if isinstance(job, ItemJob):  # where the file's storage hangs, only this thread waits
+            threading.Thread(target=read_ahead, args=(job.item.path,), daemon=True).start()
         try:
             inner = self._schedule(job)
         except (OSError, RuntimeError) as error:
@@ -782,6 +846,16 @@ class LocalExecutor:
         else:
             self._pool.stop()
         self._pool.join(timeout=10)
+
+
+def read_ahead(path: Path) -> None:
+    """Ask the kernel to read a file while the workers are at others; it takes no more than a little of it at a time."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        size = min(os.fstat(file.fileno()).st_size, READ_AHEAD_BYTES)
+        for start in range(0, size, READ_AHEAD_STEP):
+            os.posix_fadvise(file.fileno(), start, READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
 
 
 def _settle(future: Future[Outcome], outcome: Outcome) -> None:

@@ -371,3 +371,24 @@ def test_interpolation_is_of_the_arrays_library(backend: ArrayBackend) -> None:
     shifted = ndimage(image).shift(image, (1, 0), order=1, mode="grid-wrap")
     done = backend.to_host(backend.xp.asarray(shifted))
     np.testing.assert_allclose(done, np.roll(np.eye(4), 1, axis=0), atol=1e-6)
+
+
+def test_images_on_demand_are_sliced_as_an_array_is() -> None:
+    images = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
+    asked: list[tuple[int, int]] = []
+
+    def make(start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return images[start:stop].copy()
+
+    late = arrays.ImagesOnDemand(images.shape, make)
+    keys = [slice(1, 3), (slice(2, 9), ...), slice(-2, None), slice(3, 2), (slice(0, 2), 1), (slice(None), 0, 2)]
+    for key in keys:
+        np.testing.assert_array_equal(late[key], images[key])
+    assert asked == [(1, 3), (2, 5), (3, 5), (3, 3), (0, 2), (0, 5)]
+    for key in (3, slice(None, None, 2), (slice(4, 0, -1), ...), np.array([4, 0])):
+        np.testing.assert_array_equal(late[key], images[key])
+    assert (len(late), late.shape, late.ndim, late.dtype) == (5, images.shape, images.ndim, images.dtype)
+    np.testing.assert_array_equal(np.asarray(late, np.float64), images.astype(np.float64))
+    assert arrays.in_memory(images) is images
+    np.testing.assert_array_equal(arrays.in_memory(late), images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pytest
 
 from streamprep import Context, Coordinates, Item, Micrograph, Optics, Params, Particles, Reject, arrays
 from streamprep.config import Config
-from streamprep.hookspecs import OperationInfo
+from streamprep.hookspecs import OperationInfo, StoredStack
 from streamprep.model import ConfigError
 from streamprep.pipeline import OperationError, context_for, resolve, run_micrograph, run_particles
 from streamprep.plugin_manager import LoadedOperation, Plugins, load_plugins
+from streamprep.plugins.extract import extract
 from streamprep.testing import tiny_particles
 
 
@@ -383,3 +386,143 @@ def test_read_only_results_can_be_worked_on(plugins: Plugins) -> None:
 
     done = run_chain(per_image(plugins, "constant", 1, constant), "constant", "invert", particles=tiny_particles(4, 8))
     np.testing.assert_array_equal(done.pixels, -3)
+
+
+# --- stacks that are stored while they are made ----------------------------------------------------------------------
+
+
+class Kept:
+    """A store in memory."""
+
+    def __init__(self, label: str, count: int) -> None:
+        self.label, self.count = label, count
+        self.parts: dict[int, Any] = {}
+        self.ended: list[str] = []
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.append("left")
+
+    def put(self, start: int, particles: Particles) -> None:
+        assert isinstance(particles.pixels, np.ndarray)
+        self.parts[start] = particles.pixels.copy()
+
+    def finish(self) -> tuple[StoredStack, Any]:
+        self.ended.append("finished")
+        return StoredStack(self.label, self.count, 7), np.concatenate(list(self.parts.values()))
+
+
+def backwards(particles: Particles) -> Particles:
+    """All in the other order, which needs the whole stack, and none but the first three."""
+    assert isinstance(particles.pixels, np.ndarray)
+    return Particles(particles.pixels[2::-1].copy(), particles.optics, columns={"turned": np.arange(3)})  # no label
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("number",), ("number", "crop"), ("backwards",), ("backwards", "number"), ("number", "backwards")]
+)
+def test_stored_part_by_part_is_what_is_made_in_memory(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    more = plugins
+    for order, name in enumerate(names):
+        function = {"number": number, "crop": crop, "backwards": backwards}[name]
+        if name == "backwards":
+            more = add(more, "process_particles", name, 10 + order, function)
+        else:
+            more = per_image(more, name, 10 + order, function)
+    lanes = config(coordinates={"pick_noise": {"number": 3}}, particles={name: {} for name in names}, **BOXES)
+    plan = resolve(lanes, more)
+    asked: list[int] = []
+
+    def watched(pixels: Any, xy_px: Any, **options: Any) -> Any:
+        asked.append(len(xy_px))
+        return extract(pixels, xy_px, **options)
+
+    monkeypatch.setattr("streamprep.plugins.extract.extract", watched)
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 2 * 16 * 16 * 4)
+    heard: dict[bool, list[str]] = {False: [], True: []}
+    stores: list[Kept] = []
+
+    def open_stack(label: str, count: int) -> Kept:
+        stores.append(Kept(label, count))
+        return stores[-1]
+
+    xy = np.random.default_rng(2).uniform(10, 50, (7, 2))
+    found = Coordinates(xy, columns={"score": np.arange(7.0)})
+    made = []
+    for stored in (False, True):
+        asked.clear()
+        there = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")), warn=heard[stored].append)
+        made.append(run_micrograph(plan, micrograph(), found, there, open_stack=open_stack if stored else None))
+    in_memory, result = made
+    assert heard[True] == heard[False]
+    assert in_memory.stored == {}
+    for store in stores:
+        whole, parts = in_memory.particles[store.label], result.particles[store.label]
+        assert result.stored[store.label] == StoredStack(store.label, len(whole), 7)
+        assert store.ended == ["finished", "left"]
+        assert list(store.parts) == list(range(0, len(whole), 2))
+        np.testing.assert_array_equal(parts.pixels, whole.pixels)
+        assert parts.pixels.dtype == whole.pixels.dtype
+        assert (parts.optics, parts.ctf, parts.phase_flipped) == (whole.optics, whole.ctf, whole.phase_flipped)
+        assert {name: values.tolist() for name, values in parts.columns.items()} == {
+            name: values.tolist() for name, values in whole.columns.items()
+        }
+        if whole.coordinates is not None:
+            np.testing.assert_array_equal(parts.coordinates.xy_px, whole.coordinates.xy_px)
+    assert [store.label for store in stores] == ["particle", "noise"]
+    assert [count for count in asked if count] == ([7, 3] if "backwards" in names else [2, 2, 2, 1, 2, 1])
+
+
+def test_what_an_operation_keeps_is_not_overwritten_when_it_is_stored(plugins: Plugins) -> None:
+    kept = np.full((2, 16, 16), 2.0, np.float32)
+    more = add(plugins, "process_particles", "cached", 1, lambda particles: particles.with_pixels(kept))
+    plan = resolve(config(particles={"cached": {}, "invert": {}}, **BOXES), more)
+    context = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")))
+    coordinates = Coordinates(np.array([[20.0, 20.0], [50.0, 40.0]]))
+    result = run_micrograph(plan, micrograph(), coordinates, context, open_stack=Kept)
+    np.testing.assert_array_equal(result.particles["particle"].pixels, -2)
+    np.testing.assert_array_equal(kept, 2)
+
+
+def test_what_fails_before_the_end_is_not_finished(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fussy(particles: Particles, ctx: Context) -> None:
+        if ctx.first_image == 1:
+            raise Reject("the second image")
+
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 16 * 16 * 4)
+    plan = resolve(config(particles={"fussy": {}}, **BOXES), per_image(plugins, "fussy", 1, fussy))
+    store = Kept("particle", 2)
+    context = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")))
+    coordinates = Coordinates(np.array([[20.0, 20.0], [50.0, 40.0]]))
+    with pytest.raises(Reject, match="the second image"):
+        run_micrograph(plan, micrograph(), coordinates, context, open_stack=lambda *_: store)
+    assert list(store.parts) == [0]
+    assert store.ended == ["left"]
+
+
+def test_no_particles_are_not_stored(plugins: Plugins) -> None:
+    plan = resolve(config(particles={"invert": {}}, **BOXES), plugins)
+    context = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")))
+    result = run_micrograph(plan, micrograph(), Coordinates(np.zeros((0, 2))), context, open_stack=lambda *_: 1 / 0)
+    assert result.stored == {}
+    assert result.particles["particle"].pixels.shape == (0, 16, 16)
+
+
+def test_time_of_cutting_is_that_of_extraction(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 16 * 16 * 4)
+    plan = resolve(config(particles={"invert": {}}, **BOXES), plugins)
+    context = context_for(plan, Item("micrograph", "M/a", Path("M/a.mrc")))
+    coordinates = Coordinates(np.array([[20.0, 20.0], [50.0, 40.0]]))
+    timed: list[str] = []
+
+    @contextmanager
+    def timer(name: str) -> Iterator[None]:
+        timed.append(name)
+        yield
+
+    run_micrograph(plan, micrograph(), coordinates, context, timer=timer, open_stack=Kept)
+    assert timed == ["extract", "extract", "invert", "extract", "invert"]

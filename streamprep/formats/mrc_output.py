@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mrcfile.dtypes import HEADER_DTYPE
 
 from streamprep.arrays import SLAB_BYTES, in_slabs
+from streamprep.formats.checksum import combined, crc32
 from streamprep.formats.mrc import CRYSTAL_GROUPS, HEADER_BYTES, content, read_header
 
 LABELS = 10
@@ -23,7 +24,8 @@ LABELS = 10
 class StackWriter:
     """A stack of images or a volume that is written part by part, in any order, from several threads; see `write`.
 
-    Leaving the ``with`` block without an error writes the header's statistics.
+    Leaving the ``with`` block without an error writes the header's statistics. With ``checksum`` there is then the
+    CRC-32 of the file, which is made of what is written and not read again.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class StackWriter:
         stack: bool = True,
         label: str = "streamprep",
         template: Path | None = None,
+        checksum: bool = False,
     ) -> None:
         if not shape[0]:
             raise ValueError("an MRC file cannot hold zero images")
@@ -51,6 +54,8 @@ class StackWriter:
             self._dtype = file.data.dtype
         self._shape = shape
         self._statistics: dict[int, _Statistics] = {}
+        self._checksums: dict[int, tuple[int, int]] | None = {} if checksum else None
+        self.crc32: int | None = None
         self._file = path.open("r+b", buffering=0)
 
     def __enter__(self) -> StackWriter:
@@ -59,28 +64,49 @@ class StackWriter:
     def __exit__(self, error: object, *_: object) -> None:
         with self._file:
             if error is None:
-                self._finish()
+                self.finish()
 
-    def write(self, start: int, images: npt.NDArray[Any]) -> None:
-        """Put images at ``start``."""
+    def fileno(self) -> int:
+        """Descriptor of the file."""
+        return self._file.fileno()
+
+    def place(self, start: int, stop: int) -> tuple[int, int]:
+        """Where some images are in the file, and how many bytes they take."""
+        each = math.prod(self._shape[1:]) * self._dtype.itemsize
+        return self._offset + start * each, (stop - start) * each
+
+    def close(self) -> None:
+        """Leave the file as it is."""
+        self._file.close()
+
+    def write(self, start: int, images: npt.NDArray[Any]) -> bool:
+        """Put images at ``start``, and say whether all their values are finite."""
         stored = np.ascontiguousarray(images, self._dtype)
-        self._statistics[start] = _Statistics.of(stored)
-        place = self._offset + start * math.prod(self._shape[1:]) * self._dtype.itemsize
-        self._put(memoryview(stored.reshape(-1).view(np.uint8).data), place)
+        said = self._statistics[start] = _Statistics.of(stored)
+        view = memoryview(stored.reshape(-1).view(np.uint8).data)
+        if self._checksums is not None:
+            self._checksums[start] = crc32(view), len(view)
+        self._put(view, self.place(start, start)[0])
+        return math.isfinite(said.least) and math.isfinite(said.greatest)
 
     def _put(self, view: memoryview, place: int) -> None:
         while view:  # a call may write less than it was given
             done = os.pwrite(self._file.fileno(), view, place)
             view, place = view[done:], place + done
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the header, once all images are there."""
         written = [self._statistics[start] for start in sorted(self._statistics)]
         if sum(part.count for part in written) != math.prod(self._shape):
             raise ValueError(f"not all of the {self._shape[0]} images were written")
-        raw = np.frombuffer(os.pread(self._file.fileno(), HEADER_BYTES, 0), HEADER_DTYPE).copy()
+        head = os.pread(self._file.fileno(), self._offset, 0)
+        raw = np.frombuffer(head, HEADER_DTYPE, 1).copy()
         raw["nz"] = self._shape[0]
         _Statistics.together(written).put_into(raw[0])
         self._put(memoryview(raw.tobytes()), 0)
+        if self._checksums is not None:
+            parts = (self._checksums[start] for start in sorted(self._checksums))
+            self.crc32 = combined(crc32(raw.tobytes() + head[HEADER_BYTES:]), parts)
 
 
 def write(
@@ -118,9 +144,14 @@ def write(
         if not stack:
             in_slabs(lambda start, stop: writer.write(start, data[start:stop]), data)
             return
-        step = max(1, SLAB_BYTES // max(1, data[0].nbytes))
-        for start in range(0, len(data), step):
-            writer.write(start, data[start : start + step])
+        for start, stop in slabs(len(data), data[0].nbytes):
+            writer.write(start, data[start:stop])
+
+
+def slabs(count: int, image_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of images, of so many bytes each, that stay in a core's cache while they are looked at and written."""
+    step = max(1, SLAB_BYTES // max(1, image_bytes))
+    return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from array_api_compat import device as array_device
 from pydantic import Field, model_validator
 
 from streamprep import Context, Coordinates, InputError, Micrograph, Params, Particles, operation
-from streamprep.arrays import array_namespace
+from streamprep.arrays import ImagesOnDemand, array_namespace
 from streamprep.em.fourier import fourier_crop
 from streamprep.em.geometry import figure_of_merit, well_separated
 from streamprep.model import Array, FloatArray
@@ -100,13 +100,16 @@ def extract(pixels: Array, xy_px: FloatArray, *, box_size_px: int) -> Array:
             rows = xp.asarray(np.clip(np.arange(y, y + box_size_px), 0, ny - 1), device=place)
             columns = xp.asarray(np.clip(np.arange(x, x + box_size_px), 0, nx - 1), device=place)
             cut = xp.take(xp.take(pixels, rows, axis=0), columns, axis=1)
-        boxes[index, :, :] = xp.astype(cut, xp.float32)
+        boxes[index, :, :] = xp.astype(cut, xp.float32, copy=False)
     return boxes
 
 
 @operation("extract_particles", order=10, params=Extract, name="extract")
 def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extract, ctx: Context) -> Particles:
-    """Cut particles or noise boxes; boxes that cross the edge are skipped and counted, or padded."""
+    """Cut particles or noise boxes; boxes that cross the edge are skipped and counted, or padded.
+
+    They are cut when their pixels are asked for (`ImagesOnDemand`).
+    """
     ny, nx = micrograph.shape_px
     centre = np.floor(coordinates.xy_px + 0.5)
     on_image = np.asarray(((centre >= 0) & (centre < np.array([nx, ny]))).all(axis=1))
@@ -134,15 +137,19 @@ def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extr
             ctx.note(f"{near} are nearer than {params.min_separation_px:g} px to a better one and were left out")
         keep[np.flatnonzero(keep)[~single]] = False
     kept = replace(coordinates.select(keep), box_size_px=params.box_size_px)
-    boxes = extract(micrograph.pixels, kept.xy_px, box_size_px=params.box_size_px)
+    side = params.output_size_px or params.box_size_px
+
+    def cut(start: int, stop: int) -> Array:
+        boxes = extract(micrograph.pixels, kept.xy_px[start:stop], box_size_px=params.box_size_px)
+        return fourier_crop(boxes, side)
+
     optics = micrograph.optics
     if params.output_size_px is not None:
-        boxes = fourier_crop(boxes, params.output_size_px)
         coarser = params.box_size_px / params.output_size_px
         optics = replace(optics, pixel_size_angstrom=optics.pixel_size_angstrom * coarser)
     shared = {name: value for name, value in micrograph.optics_columns.items() if name != _OF_MICROGRAPHS}
     return Particles(
-        pixels=boxes,
+        pixels=ImagesOnDemand((len(kept), side, side), cut),
         optics=optics,
         coordinates=kept,
         ctf=None if micrograph.ctf is None else (micrograph.ctf,) * len(kept),

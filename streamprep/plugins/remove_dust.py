@@ -27,6 +27,8 @@ SAFE_STD = (1e-15, 1e15)
 SLACK = 1e-12
 """Of the mean, what its own rounding may be: constant images are no dust."""
 
+LEAST_LEFT = 1e-3
+"""Of the sum of squares of an image: what must be left without the dust for the difference to be exact."""
 WINDOW_PIXELS = 1 << 20
 """Neighbours looked at in one go."""
 
@@ -133,7 +135,7 @@ def remove_dust(
     if fill == "gaussian":
         not_unit = _far_from_unit(std)
         if bool(xp.any(not_unit)):  # or is it only the dust?
-            not_unit &= _far_from_unit(_moments(pixels, dust, counts)[1])
+            not_unit &= _far_from_unit(_std_without(pixels, mean, std, dust, counts))
     put(pixels, dust, values)
     return Cleaned(pixels, not_finite, all_dust, not_unit)
 
@@ -170,6 +172,22 @@ def _moments(pixels: Array, left_out: Array | None = None, counts: Array | None 
         exact_mean, exact_std = _sums(xp.astype(pixels, xp.float64), left_out, counts)
         mean, std = xp.where(unsafe, exact_mean, mean), xp.where(unsafe, exact_std, std)
     return mean, std
+
+
+def _std_without(pixels: Array, mean: Array, std: Array, dust: Array, counts: Array) -> Array:
+    """As the std of `_moments` without the dust, from that of all pixels where this says enough."""
+    xp = array_namespace(pixels)
+    n, size = int(pixels.shape[0]), int(pixels.shape[1]) * int(pixels.shape[2])
+    if n * int(dust.shape[0]) <= n * size // 16:
+        image = dust // size
+        apart = xp.astype(xp.take(xp.reshape(pixels, (-1,)), dust), xp.float64) - xp.take(mean, image)
+        own = xp.astype(image[None, :] == xp.arange(n, device=array_device(pixels))[:, None], xp.float64)
+        left = xp.astype(size - counts, xp.float64)
+        of_all = std * std * max(size - 1, 1)
+        squares = of_all - own @ (apart * apart) - (own @ apart) ** 2 / left
+        if not bool(xp.any(squares < LEAST_LEFT * of_all)):
+            return xp.sqrt(squares / xp.clip(left - 1, min=1))
+    return _moments(pixels, dust, counts)[1]
 
 
 def _sums(pixels: Array, left_out: Array | None, counts: Array | None) -> tuple[Array, Array]:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from streamprep.config import Config
-from streamprep.formats import mrc_output
-from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, StagedRows, Table, hookimpl
+from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, StagedRows, StoredStack, Table, hookimpl
 from streamprep.model import Label, Particles
-from streamprep.sinks import _files
 from streamprep.sinks._cs import CsTable, cs_rows
-from streamprep.sinks._stacks import as_stored
+from streamprep.sinks._stacks import StackFile
 from streamprep.sinks._tables import StarTable, coordinate_columns
 from streamprep.sinks._xmd import XmdTable, xmd_rows
 
@@ -46,7 +44,7 @@ class ParticleSink(Sink):
             self._prefix = ""
 
     def stage(self, result: ItemResult, folder: Path) -> Staged:
-        """Write the stacks, durably, and describe them."""
+        """Write the stacks that are not stored yet, durably, and describe all."""
         files: list[StagedFile] = []
         rows: list[StagedRows] = []
         for label, particles in result.particles.items():
@@ -54,18 +52,20 @@ class ParticleSink(Sink):
                 continue
             version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
             final = f"{FOLDERS[label]}/{result.item.name}{version}.mrcs"
-            staged = f"{FOLDERS[label]}.mrcs"
-            self._write(folder / staged, particles)
-            size = (folder / staged).stat().st_size
-            files.append(StagedFile(staged, final, size, _files.crc32_of(folder / staged)))
+            stack = result.stored.get(label) or self._write(label, particles, folder)
+            files.append(StagedFile(stack.staged, final, stack.size_bytes, stack.crc32))
             for named in self._rows(label, particles, result, final):
                 rows += [named, *self._further_rows(label, named, result)]
         return Staged(tuple(files), tuple(rows))
 
-    def _write(self, path: Path, particles: Particles) -> None:
-        pixels = as_stored(particles.pixels, self._dtype, particles.label)
-        mrc_output.write(path, pixels, pixel_size_angstrom=particles.optics.pixel_size_angstrom, stack=True)
-        _files.fsync_file(path)
+    def open_stack(self, label: Label, count: int, folder: Path) -> StackFile:
+        """A stack in the staging folder that is written part by part."""
+        return StackFile(folder / f"{FOLDERS[label]}.mrcs", self._dtype, label, count)
+
+    def _write(self, label: Label, particles: Particles, folder: Path) -> StoredStack:
+        with self.open_stack(label, len(particles), folder) as store:
+            store.put(0, particles)
+            return store.finish()[0]
 
     def _rows(self, label: Label, particles: Particles, result: ItemResult, final: str) -> Iterable[StagedRows]:
         """The rows of a stack; those of each optics group by themselves."""

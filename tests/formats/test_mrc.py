@@ -13,6 +13,7 @@ import random
 import struct
 import tempfile
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -584,6 +585,22 @@ def test_a_missing_map_id_is_remarked(tmp_path: Path) -> None:
 
 
 # --- stacks in parts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extended", [0, 160])
+def test_the_checksum_of_what_is_written_is_that_of_the_file(tmp_path: Path, extended: int) -> None:
+    template, path = tmp_path / "template.mrcs", tmp_path / "a.mrcs"
+    data = np.random.default_rng(0).normal(size=(5, 12, 16)).astype(np.float32)
+    with mrcfile.new(template) as file:
+        file.set_data(data)
+        file.set_image_stack()
+        file.set_extended_header(np.frombuffer(b"text " * (extended // 5), "V1"))
+    with mrc_output.StackWriter(path, data.shape, pixel_size_angstrom=1.5, template=template, checksum=True) as writer:
+        for start in (3, 0, 1):
+            writer.write(start, data[start : start + (1 if start < 1 else 2)])
+    content = path.read_bytes()
+    assert len(content) == 1024 + extended + data.nbytes
+    assert writer.crc32 == zlib.crc32(content)
 
 
 @settings(deadline=None, max_examples=30)

@@ -318,6 +318,16 @@ def test_gaussian_on_another_scale_names_matched(backend: ArrayBackend, std: flo
     assert run_operation(remove_dust_particles, particles, fill="matched").warnings == []
 
 
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("hot", [40.0, 1e4, 1e9])
+def test_images_that_are_of_unit_scale_but_for_their_dust_are_not_flagged(backend: ArrayBackend, hot: float) -> None:
+    images = np.random.default_rng(5).normal(7, 1, (12, 64, 64)).astype(np.float32)
+    images[8:] *= 3
+    images[:, 3, 5::20] += hot * (1 + 0.07 * np.arange(12)[:, None])
+    done = remove_dust(backend.asarray(images), key=1)
+    assert backend.to_host(done.not_unit).tolist() == 8 * [False] + 4 * [True]
+
+
 def test_the_draws_of_a_part_are_those_of_the_whole_stack() -> None:
     particles = Particles(dusty((6, 16, 16)), Optics(2.0))
     item = Item("particles", "tests/tiny", Path("tiny.mrcs"))

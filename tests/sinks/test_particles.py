@@ -19,6 +19,7 @@ import starfile
 from streamprep.config import Config, OpticsSection, Session, Sets
 from streamprep.hookspecs import ItemResult, Staged, StagedRows
 from streamprep.model import Coordinates, Ctf, Item, Label, Micrograph, Optics, Particles, StreamprepError
+from streamprep.sinks import _files
 from streamprep.sinks import particles as sink_module
 from streamprep.sinks.particles import ParticleSink
 
@@ -245,13 +246,13 @@ def test_images_are_named_relative_to_where_the_user_works(
 
 def test_a_stack_is_durable_before_it_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[tuple[Path, int]] = []
-    real = sink_module._files.fsync_file
+    real = _files.fsync_file
 
     def watch(path: Path) -> None:
         synced.append((path, path.stat().st_size))
         real(path)
 
-    monkeypatch.setattr(sink_module._files, "fsync_file", watch)
+    monkeypatch.setattr(_files, "fsync_file", watch)
     staged = stage(tmp_path, make_particles(2), make_particles(1, "noise"))
     assert synced == [(tmp_path / file.staged, file.size_bytes) for file in staged.files]
 
