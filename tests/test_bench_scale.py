@@ -16,19 +16,19 @@ BENCH = Path(__file__).resolve().parent.parent / "bench" / "scale.py"
 
 @pytest.mark.slow
 def test_a_short_run_makes_a_whole_session_and_tells_of_it(tmp_path: Path) -> None:
-    words = ("--micrographs", "12", "--rows", "5", "--keep", tmp_path, "--json", tmp_path / "scale.json")
+    words = ("--micrographs", "40", "--rows", "5", "--keep", tmp_path, "--json", tmp_path / "scale.json")
     made = subprocess.run([sys.executable, BENCH, *words], capture_output=True, text=True, check=False, timeout=200)
     assert made.returncode == 0, made.stderr
     (found,) = json.loads((tmp_path / "scale.json").read_text())["results"]
-    assert found["rows"] == 60
-    assert [part["done"] for part in found["fill"]["parts"]] == [12]
+    assert found["rows"] == 200
+    assert [part["done"] for part in found["fill"]["parts"]] == [40]
     assert {"commit", "take in", "watch", "table read"} <= set(found["fill"]["parts"][0]["parts_ms"])
-    assert found["start"]["files"] == 24
+    assert found["start"]["files"] == 80
     assert "recover" in found["start"]["phases"]
-    output = tmp_path / "12" / "streamprep_out"
+    output = tmp_path / "40" / "streamprep_out"
     check_invariants(output)
     _, rows = read_table(output / "particles.star")
-    assert len(rows) == 60
+    assert len(rows) == 200
     assert rows["rlnImageName"].is_unique
-    assert rows["rlnMicrographName"].nunique() == 12
-    assert "| 12 micrographs |" in made.stdout
+    assert rows["rlnMicrographName"].nunique() == 40
+    assert "| 40 micrographs |" in made.stdout
