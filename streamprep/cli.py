@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -117,6 +118,18 @@ SHOWN = 20
 NewSet = Annotated[bool, typer.Option("--new-set", help="Begin a second set beside results that another plan made.")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="One JSON object per event on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the closing summary only.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="local|dask|slurm",
+        help=r"Where jobs run: here, on the workers of a Dask scheduler, or as jobs of SLURM (see \[cluster]).",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help=r"Of --executor dask, as tcp://host:8786; \[cluster] scheduler unless given."),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of the live view, on a terminal too.")]
 
 
@@ -128,6 +141,8 @@ def run(
     log_json: LogJson = False,
     quiet: Quiet = False,
     plain: Plain = False,
+    executor: ExecutorName = "local",
+    scheduler: Scheduler = None,
 ) -> None:
     """Run the daemon: process what is there and what arrives, until Ctrl-C or SIGTERM.
 
@@ -135,7 +150,8 @@ def run(
 
     Example: [bold]streamprep run streamprep.toml --set particles.normalize.method=new[/bold]
     """
-    raise typer.Exit(_session(config, overrides, once=False, new_set=new_set, style=_style(log_json, quiet, plain)))
+    style = _style(log_json, quiet, plain)
+    raise typer.Exit(_session(config, overrides, executor, scheduler, once=False, new_set=new_set, style=style))
 
 
 @app.command()
@@ -146,6 +162,8 @@ def once(
     log_json: LogJson = False,
     quiet: Quiet = False,
     plain: Plain = False,
+    executor: ExecutorName = "local",
+    scheduler: Scheduler = None,
 ) -> None:
     """Process what is there, publish, and exit: for batch work and tests.
 
@@ -153,7 +171,8 @@ def once(
 
     Example: [bold]streamprep once --plain[/bold]
     """
-    raise typer.Exit(_session(config, overrides, once=True, new_set=new_set, style=_style(log_json, quiet, plain)))
+    style = _style(log_json, quiet, plain)
+    raise typer.Exit(_session(config, overrides, executor, scheduler, once=True, new_set=new_set, style=style))
 
 
 def _style(log_json: bool, quiet: bool, plain: bool) -> str:
@@ -164,16 +183,35 @@ def _style(log_json: bool, quiet: bool, plain: bool) -> str:
     return "plain" if plain or not sys.stdout.isatty() else "live"
 
 
-def _session(path: Path, overrides: list[str] | None, *, once: bool, new_set: bool, style: str) -> int:
+def _session(
+    path: Path,
+    overrides: list[str] | None,
+    executor: str,
+    scheduler: str | None,
+    *,
+    once: bool,
+    new_set: bool,
+    style: str,
+) -> int:
+    if executor not in ("local", "dask", "slurm"):
+        raise ConfigError(f"--executor {executor}: allowed are local, dask and slurm")
+    if scheduler is not None and executor != "dask":
+        raise ConfigError("--scheduler is of --executor dask")
     config, plugins, plan = _prepare(path, overrides)
     from streamprep.engine import Engine
 
-    engine = Engine(config, plugins, plan, once=once, new_set=new_set)
-    console = _prepare_session(engine, plugins, style)
-    try:
+    with contextlib.ExitStack() as ending:
+        where: dict[str, Any] = {}
+        if executor != "local":
+            from streamprep.cluster import DaskExecutor
+
+            cluster = DaskExecutor(config, plan.hash, scheduler=scheduler, slurm=executor == "slurm")
+            ending.callback(cluster.stop, wait=False)
+            where = {"executor": cluster.begin, "device": cluster.device}
+        engine = Engine(config, plugins, plan, once=once, new_set=new_set, **where)
+        console = _prepare_session(engine, plugins, style)
+        ending.callback(console.restore)
         last = engine.run()
-    finally:
-        console.restore()
     return 1 if last.mode == "stopped" or (once and last.failed) else 0
 
 
@@ -206,7 +244,7 @@ def _log_to(folder: Path) -> None:
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_is_not_of_the_end)
-    for name in ("streamprep", "watchdog", "pebble"):
+    for name in ("streamprep", "watchdog", "pebble", "distributed"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

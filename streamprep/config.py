@@ -106,6 +106,29 @@ class Sets(_Section):
     )
 
 
+class ClusterSection(_Section):
+    """Where --executor dask and --executor slurm find or get their workers; it changes no result."""
+
+    scheduler: str | None = Field(
+        None, description="Of --executor dask: address of the scheduler, as tcp://host:8786; --scheduler wins."
+    )
+    queue: str | None = Field(None, description="Of --executor slurm, as all that follows: partition of its jobs.")
+    account: str | None = Field(None, description="Account that pays for them.")
+    cores: int = Field(4, ge=1, le=1024, description="Cores of a job of SLURM; it has so many worker processes.")
+    memory_gib: float = Field(16.0, gt=0, description="Memory of a job of SLURM [GiB].")
+    walltime: str = Field(
+        "04:00:00", pattern=r"^(\d+-)?\d+(:\d\d){1,2}$", description="Longest life of a job of SLURM, as HH:MM:SS."
+    )
+    minimum_jobs: int = Field(0, ge=0, description="Jobs of SLURM to keep, whatever there is to do.")
+    maximum_jobs: int = Field(1, ge=1, description="Most jobs of SLURM; between the two as the work needs.")
+    gpu_directive: str = Field("--gres=gpu:1", description='How to ask for a GPU, where device = "gpu".')
+    directives: list[str] = Field([], description='Further directives, as "--constraint=icelake".')
+    prologue: list[str] = Field([], description="Lines of shell before the worker, as module load or ulimit.")
+    python: str | None = Field(None, description="Python on the nodes, with streamprep; this one's path unless given.")
+    interface: str | None = Field(None, description="Network interface to the nodes, as ib0.")
+    scratch: str | None = Field(None, description="Local folder on the nodes for files of Dask itself.")
+
+
 class PluginsSection(_Section):
     """Which installed plugins to leave out."""
 
@@ -121,6 +144,7 @@ class Config(_Section):
     matching: Matching = Matching()
     sets: Sets = Sets()
     plugins: PluginsSection = PluginsSection()
+    cluster: ClusterSection = ClusterSection()
     micrographs: dict[str, Parameters] = Field({}, description="Operations on micrographs.")
     coordinates: dict[str, Parameters] = Field({}, description="Operations on coordinates.")
     extract: Parameters | None = Field(None, description="How boxes are cut.")

@@ -112,6 +112,8 @@ class Engine:
         Allow a second set beside results of another plan.
     executor
         Makes the workers; local processes unless given.
+    device
+        What to tell of where they compute; what this machine has unless given.
     clock, now, sleep
         Monotonic clock, wall clock, and how to wait.
     """
@@ -125,6 +127,7 @@ class Engine:
         once: bool = False,
         new_set: bool = False,
         executor: Callable[[Config], Executor] = LocalExecutor,
+        device: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -133,7 +136,7 @@ class Engine:
         self._make_executor = executor
         sources = make_sources(config, plan)
         self._required = required_kinds(config, plan)
-        self._backend = choose_backend(config.session.device)
+        self._device = device or choose_backend(config.session.device).description
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
         chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
         config = self.config = config.model_copy(
@@ -291,6 +294,8 @@ class Engine:
         if self._signals and self._mode != "draining":
             self._mode = "draining"
             self._message = "finishing what the workers have; again to end at once"
+            if self._executor is not None:
+                self._executor.drain()
         try:
             if self._mode != "draining":
                 self._control()
@@ -538,7 +543,7 @@ class Engine:
         assert self._executor is not None
         if self._mode == "stopped" or self._disk_is_full():
             return
-        room = 2 * self._executor.size - len(self._running) - len(self._uncommitted)
+        room = 2 * max(self._executor.size, self._executor.wanted) - len(self._running) - len(self._uncommitted)
         if room <= 0:
             return
         now = self._clock()
@@ -551,7 +556,7 @@ class Engine:
             room -= 1
         for row in self.ledger.claim(room, excluded=[number for kind, number in self._not_before if kind == "job"]):
             self._serial += 1
-            folder = self.committer.staging / f"{os.getpid()}-{self._serial}"
+            folder = self.committer.staging / f"{os.getpid()}-{self._run}-{self._serial}"
             made = self._describe(row, folder)
             self._call("item_started", item=row.item, job=row.id)
             self._start(_Running(self._executor.submit(made), now, job=row, folder=folder))
@@ -862,7 +867,7 @@ class Engine:
                 log.exception("plugin %s failed in %s", impl.plugin_name, hook)
 
     def _show(self) -> None:
-        for trouble in self.watcher.troubles:
+        for trouble in self._troubles():
             if trouble not in self._told:
                 self._told.add(trouble)
                 self._call("warning_raised", message=trouble)
@@ -871,6 +876,9 @@ class Engine:
         self._next_snapshot = self._clock() + SNAPSHOT_SECONDS
         self._snapshot = self._look()
         self._call("snapshot_taken", snapshot=self._snapshot)
+
+    def _troubles(self) -> tuple[str, ...]:
+        return (*self.watcher.troubles, *(self._executor.troubles if self._executor is not None else ()))
 
     def _look(self) -> Snapshot:
         clock, now, mode = self._clock(), self._now(), self._mode
@@ -901,7 +909,7 @@ class Engine:
             mode=mode,
             message=self._message,
             plan=tuple(f"{step.table}.{step.name}" for step in self.plan.steps),
-            device=self._backend.description,
+            device=self._device,
             workers=self._executor.size if self._executor is not None else 0,
             elapsed_seconds=clock - self._started,
             jobs=views["jobs"],
@@ -920,7 +928,7 @@ class Engine:
             warnings=views["warnings"],
             unknown_files=views["unknown"],
             unmatched=self._unmatched,
-            degraded=tuple(self.watcher.troubles),
+            degraded=self._troubles(),
             disk_free_bytes=self._disk_free(),
             items=_ITEMS.get(tuple(self._required), "items"),
         )

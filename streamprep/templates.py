@@ -13,7 +13,16 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from streamprep.config import Config, CtfSection, Matching, OpticsSection, PluginsSection, Session, Sets
+from streamprep.config import (
+    ClusterSection,
+    Config,
+    CtfSection,
+    Matching,
+    OpticsSection,
+    PluginsSection,
+    Session,
+    Sets,
+)
 from streamprep.hookspecs import OPERATION_HOOKS
 from streamprep.model import ConfigError, nearest
 from streamprep.plugin_manager import LoadedOperation, Plugins
@@ -72,7 +81,12 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     else:
         lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
                   '# table = "micrographs_ctf.star"', ""]  # fmt: skip
-    for name, model in (("matching", Matching), ("sets", Sets), ("plugins", PluginsSection)):
+    for name, model in (
+        ("matching", Matching),
+        ("sets", Sets),
+        ("plugins", PluginsSection),
+        ("cluster", ClusterSection),
+    ):
         lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"

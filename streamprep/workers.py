@@ -244,10 +244,18 @@ _worker: _Worker | Outcome | None = None
 """What jobs need; or, where it could not be made, what to answer to every job."""
 
 
-def initialize(config: Config, die_with_parent: bool = True, *, gpus: Sequence[str] = (), slots: int = 1) -> None:
+def initialize(
+    config: Config,
+    die_with_parent: bool = True,
+    *,
+    gpus: Sequence[str] = (),
+    slots: int = 1,
+    slots_in: Path | None = None,
+) -> None:
     """Prepare this process for jobs: load the plugins, make the plan and the sinks.
 
-    Of ``gpus`` it takes one, so that ``slots`` workers share them evenly.
+    Of ``gpus`` it takes one, so that ``slots`` workers share them evenly, those that count themselves in one folder:
+    that of the output's state unless given.
 
     With ``die_with_parent`` the process ends as soon as the daemon does, however that happened, so that a daemon that
     is started again never meets workers of the one before. Never raises: jobs are told why none can be run.
@@ -263,7 +271,7 @@ def initialize(config: Config, die_with_parent: bool = True, *, gpus: Sequence[s
     keep_freed_memory()
     try:
         if gpus:
-            folder = config.resolve(config.session.output) / STATE_FOLDER
+            folder = slots_in or config.resolve(config.session.output) / STATE_FOLDER
             see_only(gpus[take_slot(folder, slots, config.session.start_timeout_seconds) % len(gpus)])
         plugins = load_plugins(block=config.plugins.block)
         sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
@@ -278,6 +286,13 @@ def initialize(config: Config, die_with_parent: bool = True, *, gpus: Sequence[s
     except Exception as error:
         said = f"a worker process cannot be set up: {type(error).__name__}: {error}"
         _worker = Outcome("failed", said, WORKER, traceback.format_exc())
+
+
+def plan_in_use() -> str | Outcome:
+    """Hash of the plan that `initialize` made in this process; where it could not, what every job is answered."""
+    if _worker is None:
+        raise RuntimeError("initialize() was not called in this process")
+    return _worker if isinstance(_worker, Outcome) else _worker.plan.hash
 
 
 def take_slot(folder: Path, slots: int, patience_seconds: float) -> int:
@@ -701,8 +716,17 @@ def not_finite(pixels: npt.NDArray[Any]) -> int:
 class Executor(Protocol):
     """Runs jobs somewhere."""
 
-    size: int
-    """How many run at a time."""
+    @property
+    def size(self) -> int:
+        """How many run at a time."""
+
+    @property
+    def wanted(self) -> int:
+        """As many as should be handed in where ``size`` is less, so that there will be workers for them."""
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What is wrong with the workers now, for people."""
 
     def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
         """Start a job, or queue it."""
@@ -713,6 +737,9 @@ class Executor(Protocol):
     def check(self) -> None:
         """Look after the workers; called often."""
 
+    def drain(self) -> None:
+        """No more jobs will come: give those back that no worker has, and none may ever take."""
+
     def stop(self, *, wait: bool) -> None:
         """End the workers; with ``wait`` after the jobs that they have."""
 
@@ -720,7 +747,8 @@ class Executor(Protocol):
 class InlineExecutor:
     """Runs each job in this process, at once. For tests, and for debugging an operation with a debugger."""
 
-    size = 1
+    size = wanted = 1
+    troubles = ()
 
     def __init__(self, config: Config) -> None:
         initialize(config, die_with_parent=False)
@@ -737,6 +765,9 @@ class InlineExecutor:
     def check(self) -> None:
         """Nothing to look after."""
 
+    def drain(self) -> None:
+        """Nothing to give back."""
+
     def stop(self, *, wait: bool) -> None:
         """Nothing to end."""
 
@@ -744,12 +775,17 @@ class InlineExecutor:
 class LocalExecutor:
     """Worker processes on this machine. One that dies or hangs costs its own job only."""
 
-    def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None) -> None:
+    wanted = 1
+    troubles = ()
+
+    def __init__(
+        self, config: Config, *, environ: Mapping[str, str] | None = None, slots_in: Path | None = None
+    ) -> None:
         backend = choose_backend(config.session.device)
         cores = len(os.sched_getaffinity(0))
         self._gpus = visible_gpus() if backend.name == "gpu" else ()
         self.size = config.session.workers or len(self._gpus) or cores
-        self._config = config
+        self._config, self._slots_in = config, slots_in
         self._timeout = config.session.job_timeout_seconds
         self._start_timeout = config.session.start_timeout_seconds
         threads = str(max(1, cores // self.size))
@@ -763,7 +799,7 @@ class LocalExecutor:
     def _new_pool(self) -> Any:
         return ProcessPool(
             max_workers=self.size,
-            initializer=functools.partial(initialize, gpus=self._gpus, slots=self.size),
+            initializer=functools.partial(initialize, gpus=self._gpus, slots=self.size, slots_in=self._slots_in),
             initargs=(self._config,),
             context=multiprocessing.get_context("spawn"),
         )
@@ -796,7 +832,7 @@ class LocalExecutor:
                 outcome = NOT_STARTED
             except BaseException as error:
                 outcome = lost(f"{type(error).__name__}: {error}")
-            _settle(made, outcome)
+            settle(made, outcome)
 
         inner.add_done_callback(translate)
         self._handed_in[inner] = made
@@ -828,6 +864,9 @@ class LocalExecutor:
             log.error("no worker process got ready within start_timeout_seconds = %g", self._start_timeout)
             self._give_up_pool()
 
+    def drain(self) -> None:
+        """Nothing to give back: workers that die are replaced, so each job will be taken up."""
+
     def _give_up_pool(self) -> None:
         """Stop the workers and make new ones; what they had not finished was not begun, as far as we know."""
         self._nothing_since = None
@@ -835,7 +874,7 @@ class LocalExecutor:
             self._pool.stop()
             self._pool.join(timeout=10)
         for made in self._handed_in.values():  # pebble may leave the jobs of a stopped pool as they are
-            _settle(made, NOT_STARTED)
+            settle(made, NOT_STARTED)
         self._handed_in = {}
         self._pool = self._new_pool()
 
@@ -858,7 +897,8 @@ def read_ahead(path: Path) -> None:
             os.posix_fadvise(file.fileno(), start, READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
 
 
-def _settle(future: Future[Outcome], outcome: Outcome) -> None:
+def settle(future: Future[Outcome], outcome: Outcome) -> None:
+    """Give a job its outcome, unless it has one."""
     with contextlib.suppress(InvalidStateError):
         future.set_result(outcome)
 

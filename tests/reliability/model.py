@@ -125,6 +125,8 @@ class HeldExecutor:
     """Holds jobs until the machine says that one is worked on, in this process."""
 
     size = 2
+    wanted = 1
+    troubles = ()
 
     def __init__(self, config: Config) -> None:
         workers.initialize(config, die_with_parent=False)
@@ -140,6 +142,8 @@ class HeldExecutor:
         job.set_result(workers.NOT_STARTED)
 
     def check(self) -> None: ...
+
+    def drain(self) -> None: ...
 
     def stop(self, *, wait: bool) -> None: ...
 
