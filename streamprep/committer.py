@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from streamprep import __version__
 from streamprep.hookspecs import OpticsGroups, RenderedRows, Sink, Staged, StagedRows, Table, render
 from streamprep.journal import Commit, line_of
 from streamprep.journal import read as read_journal
@@ -77,6 +79,10 @@ class _Ready:
     """Its files, where they were staged and where they are now."""
     shards: list[Shard] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+
+
+COMPARED_AT_ONCE = 100
+"""So many files of single items that an earlier daemon wrote are read between other work."""
 
 
 @dataclass(slots=True)
@@ -140,6 +146,8 @@ class Committer:
         self._published = {name: _Published() for name in self._growing}
         self._unwritten: dict[Path, Block] = {}
         """Files of single items that are committed and still to be written."""
+        self._uncompared: dict[str, int | None] = {}
+        """Of each table of single items: before which block its files are still to be compared with the ledger."""
         self._optics: dict[str, list[Mapping[str, Any]]] = {}
         """Committed optics groups of each table; numbers never change."""
         self._seen_changes = -1
@@ -204,17 +212,16 @@ class Committer:
             if name not in self._ledger.versions() and (self.output / name).exists():
                 moved = _files.move_aside(self.output / name, self.orphans)
                 done.append(f"moved {name}, which has no rows, to {moved.name} in orphans")
-        for path in self._owned_files():
-            if not self._ledger.has_shard(path.relative_to(self.output).as_posix()):
-                moved = _files.move_aside(path, self.orphans)
-                done.append(f"moved {path.relative_to(self.output)}, which no commit knows, to {moved.name} in orphans")
+        for name in self._ledger.strangers(self._owned_files()):
+            moved = _files.move_aside(self.output / name, self.orphans)
+            done.append(f"moved {name}, which no commit knows, to {moved.name} in orphans")
         _files.clear_folder(self.staging)
         self._published = {name: _Published() for name in self._growing}  # what is there may be older than the ledger
         self._optics = {}
-        for table in self._tables:
-            if table not in self._published:
-                self._unwritten.update(self._outdated_item_files(table))
-        self.publish(force=True)
+        self._uncompared = {table: None for table in self._tables if table not in self._published}
+        for table in list(self._uncompared):
+            self._compare_item_files(table)  # `publish` goes on with it: there are as many as there are items
+        self._renew(force=True)
         return done
 
     def lost(self) -> list[str]:
@@ -242,8 +249,11 @@ class Committer:
 
     def is_there(self, shard: Shard) -> bool:
         """Whether a committed file is there, by its size."""
-        path = self.output / shard.path
-        return path.is_file() and path.stat().st_size == shard.size
+        try:
+            found = os.stat(os.path.join(self.output, shard.path))  # noqa: PTH116, PTH118 - there is one for each item
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == shard.size
 
     def is_whole(self, shard: Shard) -> bool:
         """Whether it holds what was committed."""
@@ -259,18 +269,28 @@ class Committer:
             return False
         return crc == block.crc32
 
-    def _owned_files(self) -> Iterator[Path]:
+    def _owned_files(self) -> Iterator[str]:
+        """Every file in the folders of the sinks, below the output folder."""
         for folder in self._folders:
             for here, _, names in os.walk(self.output / folder):
+                below = os.path.relpath(here, self.output)
                 for name in sorted(names):
-                    yield Path(here, name)
+                    yield f"{below}/{name}"
 
-    def _outdated_item_files(self, table: str) -> Iterator[tuple[Path, Block]]:
-        for block in self._ledger.live_blocks(table):
+    def _compare_item_files(self, table: str) -> None:
+        """Find files of single items that are not what the ledger says: they are not synced when they are written.
+
+        Some at a time, the newest first, which a crash may have spoilt.
+        """
+        blocks = self._ledger.newest_blocks(table, self._uncompared[table], COMPARED_AT_ONCE)
+        for block in blocks.values():
             path = self._own_file(table, block.item)
-            same_size = path.exists() and path.stat().st_size == block.length
-            if not same_size or _files.crc32_of(path) != block.crc32:
-                yield path, block
+            if size_of(path) != block.length or not path.exists() or _files.crc32_of(path) != block.crc32:
+                self._unwritten[path] = block
+        if len(blocks) == COMPARED_AT_ONCE:
+            self._uncompared[table] = min(blocks)
+        else:
+            del self._uncompared[table]
 
     def _write_item_files(self) -> None:
         for path, block in list(self._unwritten.items()):
@@ -502,6 +522,13 @@ class Committer:
         list of str
             The tables that were renewed.
         """
+        while self._uncompared:
+            self._compare_item_files(next(iter(self._uncompared)))
+            if not force:
+                break
+        return self._renew(force=force)
+
+    def _renew(self, *, force: bool) -> list[str]:
         if self._ledger.changes != self._seen_changes:
             changes = self._ledger.changes
             self._remove_item_files()
@@ -514,6 +541,9 @@ class Committer:
             (version, rows), now = self._versions[name], self._clock()
             if version == state.version and (self.output / name).exists():
                 continue
+            if state.version < 0 and self._ledger.get(f"published {name}") == self._mark(name, version):
+                self._published[name] = _Published(version, rows)
+                continue
             grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
             due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
             if not (due or force):
@@ -521,8 +551,17 @@ class Committer:
             self._publish(name, rows)
             ended = self._clock()
             self._published[name] = _Published(version, rows, ended, ended - now)
+            self._ledger.put(f"published {name}", self._mark(name, version))
             renewed.append(name)
         return renewed
+
+    def _mark(self, name: str, version: int) -> str:
+        """Stands for a published table as it is now, and what it was made of: a start need not make it again."""
+        try:
+            found = (self.output / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        return json.dumps([__version__, version, found.st_size, found.st_mtime_ns, found.st_ino])
 
     def _publish(self, name: str, count: int) -> None:
         table = self._tables[name]

@@ -29,7 +29,9 @@ class Session(_Section):
     seed: int = Field(0, ge=0, description="Seed of every random number in this session.")
     workers: int = Field(0, ge=0, le=256, description="Worker processes; 0: one per core, or one per GPU.")
     settle_seconds: float = Field(1.0, ge=0, description="A file is stable when unchanged for this long [s].")
-    rescan_seconds: float = Field(30.0, gt=0, description="Full scan of the folders this often, events or not [s].")
+    rescan_seconds: float = Field(
+        30.0, gt=0, description="Least time between full scans of the folders, events or not [s]."
+    )
     poll_seconds: float = Field(5.0, gt=0, description="The same, on file systems that give no events [s].")
     events: Literal["auto", "off"] = Field("auto", description="off: never rely on file system events, scan only.")
     incomplete_seconds: float = Field(

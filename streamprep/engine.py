@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 SNAPSHOT_SECONDS = 0.25
 VIEWS_SECONDS = 0.5
+UNMATCHED_SHARE = 0.01
+"""Most of the time that looking for entries of tables without a micrograph may take."""
 LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 STALE_SECONDS = 5.0
@@ -156,7 +158,7 @@ class Engine:
         )
         self.watcher = Watcher(
             self.sources,
-            known=lambda source, relative, identity: self.ledger.is_known(source.label, relative, identity),
+            known=lambda source, files: self.ledger.known(source.label, files),
             missing=self._missing,
             settle_seconds=config.session.settle_seconds,
             incomplete_seconds=config.session.incomplete_seconds,
@@ -895,8 +897,9 @@ class Engine:
             }
             self._seen_changes, self._next_views = changes, clock + VIEWS_SECONDS  # once all of them could be read
         if clock >= self._next_unmatched or mode in ("finished", "stopped"):  # it looks at every entry
-            self._next_unmatched = clock + self.config.session.rescan_seconds
             self._unmatched = tuple(self.ledger.unmatched(10))
+            pause = (self._clock() - clock) / UNMATCHED_SHARE
+            self._next_unmatched = clock + max(self.config.session.rescan_seconds, pause)
         views = self._views
         per_hour, per_second = self._rates.measure(clock, self._started)
         if mode == "running" and not self._running:

@@ -30,7 +30,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
@@ -114,44 +114,52 @@ _DISK_ERRORS = {
 }
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
+def _raise(error: sqlite3.Error) -> NoReturn:
     """What SQLite says of the disk is an OSError, as from any other file."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
-        if number is None:
-            raise
-        raise OSError(number, f"{os.strerror(number)}: the ledger") from error
+    number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+    if number is None:
+        raise error
+    raise OSError(number, f"{os.strerror(number)}: the ledger") from error
 
 
 class _Cursor(sqlite3.Cursor):
     """Reads and writes may both find the disk broken."""
 
     def execute(self, *args: Any) -> Self:
-        with _disk_errors():
+        try:
             return super().execute(*args)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def executemany(self, *args: Any) -> Self:
-        with _disk_errors():
+        try:
             return super().executemany(*args)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchone(self) -> Any:
-        with _disk_errors():
+        try:
             return super().fetchone()
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
-        with _disk_errors():
+        try:
             return super().fetchmany(size)
+        except sqlite3.Error as error:
+            _raise(error)
 
     def fetchall(self) -> list[Any]:
-        with _disk_errors():
+        try:
             return super().fetchall()
+        except sqlite3.Error as error:
+            _raise(error)
 
     def __next__(self) -> Any:
-        with _disk_errors():
+        try:
             return super().__next__()
+        except sqlite3.Error as error:
+            _raise(error)
 
 
 class _Connection(sqlite3.Connection):
@@ -167,6 +175,9 @@ JOURNAL = "commits"
 
 TABLE_KINDS: tuple[Kind, ...] = ("coordinates", "ctf", "rows")
 """Kinds of files that are tables."""
+
+ASKED_AT_ONCE = 512
+"""Of so many paths one statement asks."""
 
 ITEM_KINDS: tuple[Kind, ...] = ("micrograph", "particles", "map")
 """Kinds of files that jobs are made of, once all that belongs to them is there."""
@@ -433,16 +444,29 @@ class Ledger:
     # --- files ---
 
     def is_known(self, source: str, path: str, identity: Identity) -> bool:
-        """Whether the newest generation of a path has this identity.
+        """Whether the newest generation of a path has this identity; see `known`."""
+        return bool(self.known(source, {path: identity}))
+
+    def known(self, source: str, files: Mapping[str, Identity]) -> set[str]:
+        """Those of some paths of which the newest generation has the identity that is given.
 
         The change time is left out: `chmod` and hard links alter it and nothing else.
         """
-        row = self._db.execute(
-            "SELECT size, mtime_ns, inode, gone FROM files WHERE source = ? AND path = ? "
-            "ORDER BY generation DESC LIMIT 1",
-            (source, os.fsencode(path)),
-        ).fetchone()
-        return row is not None and not row[3] and tuple(row[:3]) == (identity.size, identity.mtime_ns, identity.inode)
+        raw_paths = {os.fsencode(path): path for path in files}
+        found: set[str] = set()
+        left = iter(raw_paths)
+        while part := list(itertools.islice(left, ASKED_AT_ONCE)):
+            rows = self._db.execute(
+                "SELECT path, size, mtime_ns, inode, gone, max(generation) FROM files WHERE source = ? "
+                f"AND path IN ({_marks(part)}) GROUP BY path",
+                (source, *_filled(part)),
+            )
+            for raw, size, mtime_ns, inode, gone, _ in rows.fetchall():
+                path = raw_paths[raw]
+                identity = files[path]
+                if not gone and (size, mtime_ns, inode) == (identity.size, identity.mtime_ns, identity.inode):
+                    found.add(path)
+        return found
 
     def notice(
         self, source: str, path: str, identity: Identity, kind: Kind, now: float, problem: str | None = None
@@ -521,10 +545,10 @@ class Ledger:
         """Newest generations of other paths with this stem, of the same kind, or any kind of table."""
         kinds = TABLE_KINDS if kind in TABLE_KINDS else (kind,)  # what a table says is known when it was read
         rows = self._db.execute(
-            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN (SELECT value FROM json_each(?)) "
+            f"SELECT {_FILE} FROM files f WHERE key = ? AND kind IN ({_marks(kinds)}) "
             "AND NOT (source = ? AND path = ?) AND NOT (gone AND kind = 'mask') AND NOT EXISTS (SELECT 1 FROM files n "
             "WHERE n.source = f.source AND n.path = f.path AND n.generation > f.generation)",
-            (self._key(path), json.dumps(kinds), source, os.fsencode(path)),
+            (self._key(path), *_filled(kinds), source, os.fsencode(path)),
         )
         return [_file(row) for row in rows]
 
@@ -1347,6 +1371,18 @@ class Ledger:
                 columns[names] = tuple(json.loads(names))
             yield Block(table, start, length, count, columns[names], crc32, item)
 
+    def newest_blocks(self, table: str, before: int | None, limit: int) -> dict[int, Block]:
+        """Blocks of rows that belong to a table now, the newest first, by their numbers; those ``before`` one of them.
+
+        None begins with the newest; call again with the least.
+        """
+        rows = self._db.execute(
+            "SELECT b.id, b.start, b.length, b.count, b.crc32, j.item FROM blocks b JOIN jobs j ON j.id = b.job "
+            "WHERE b.tbl = ? AND b.live AND b.id < ? ORDER BY b.id DESC LIMIT ?",
+            (table, 1 << 62 if before is None else before, limit),
+        )
+        return {row[0]: Block(table, row[1], row[2], row[3], (), row[4], row[5]) for row in rows}
+
     def live_ranges(self, table: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
         """Columns, start and length of each such block."""
         found = self._db.execute(
@@ -1389,6 +1425,15 @@ class Ledger:
     def has_shard(self, path: str) -> bool:
         """Whether a file of the output belongs to a commit."""
         return self._db.execute("SELECT 1 FROM shards WHERE path = ?", (path,)).fetchone() is not None
+
+    def strangers(self, paths: Iterable[str]) -> Iterator[str]:
+        """Those of some paths that no file has which belongs to a commit; `has_shard` for many of them."""
+        left = iter(paths)
+        while part := list(itertools.islice(left, ASKED_AT_ONCE)):
+            texts = [_text(path) for path in part]  # names that are no text are strangers
+            rows = self._db.execute(f"SELECT path FROM shards WHERE path IN ({_marks(texts)})", _filled(texts))
+            known = {row[0] for row in rows}
+            yield from (path for path in part if path not in known)
 
     def shards(self) -> Iterator[Shard]:
         """Every file of the output that the ledger knows, superseded ones too."""
@@ -1517,6 +1562,16 @@ _NO_JOB = (
     "AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.file = f.id AND j.state = f.state)"
 )
 _FILE = "f.id, f.source, f.path, f.generation, f.kind, f.item, f.size, f.mtime_ns, f.inode, f.attempts"
+
+
+def _filled(values: Sequence[Any]) -> list[Any]:
+    """Values for `IN`, the last one repeated up to a power of two: there are few different statements then."""
+    return [*values, *[values[-1]] * ((1 << (len(values) - 1).bit_length()) - len(values))]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    """Where the values of `_filled` stand in a statement."""
+    return ", ".join("?" * (1 << (len(values) - 1).bit_length()))
 
 
 def _same_name(other: str) -> str:

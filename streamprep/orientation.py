@@ -93,7 +93,7 @@ def measure(config: Config, plugins: Plugins, plan: Plan, output: Path) -> tuple
         Files that could not be used, and why.
     """
     sources = make_sources(config, plan)
-    watcher = Watcher(sources, known=lambda *_: False, missing=formats.missing_part, events=False, excluded=[output])
+    watcher = Watcher(sources, known=lambda *_: (), missing=formats.missing_part, events=False, excluded=[output])
     files: dict[str, list[File]] = {}
     by_source: dict[str, list[File]] = {}
     for source, relative in watcher.present():

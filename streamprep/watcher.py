@@ -16,7 +16,7 @@ import queue
 import stat as stat_module
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,14 @@ REMOTE_FILE_SYSTEMS = (
 """Writes from other machines make no event on these."""
 
 TEMPORARY_ENDINGS = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", ".lock", "~")
-TEMPORARY_FOLDERS = (".~tmp~",)
 
 LISTED_AT_ONCE = 5000
+SCAN_SHARE = 0.1
+SCAN_SHARE_WITHOUT_EVENTS = 0.5
+"""Most of the time that scanning may take: with very many files scans are further apart than is asked for."""
+
+ASKED_AT_ONCE = 512
+"""Of so many files is asked at a time whether they are known: each question costs more than each file."""
 
 Missing = Callable[[Path, int, bytes], str | None]
 
@@ -113,8 +118,10 @@ def is_temporary(relative: str) -> bool:
     [True, True, True, False]
     """
     *folders, name = relative.split("/")
-    if any(folder in TEMPORARY_FOLDERS or folder.startswith(".") for folder in folders):
-        return True
+    return any(folder.startswith(".") for folder in folders) or _is_temporary_name(name)
+
+
+def _is_temporary_name(name: str) -> bool:
     return name.startswith(".") or name.lower().endswith(TEMPORARY_ENDINGS)
 
 
@@ -181,7 +188,8 @@ class Watcher:
     sources
         What to watch. Where two want the same file, the first gets it.
     known
-        Whether a file with this identity was yielded before; asked of the ledger, so nothing is kept in memory here.
+        Which of some files of a source were yielded before with the identities that they have; asked of the ledger, so
+        nothing is kept in memory here.
     missing
         What a file still lacks by its format's own rules; see `streamprep.formats.missing_part`.
     settle_seconds
@@ -190,13 +198,13 @@ class Watcher:
     incomplete_seconds
         A stable file that is incomplete for this long is yielded with a problem; if it changes later, again.
     rescan_seconds, poll_seconds
-        Time between full scans where there are events, and where there are none.
+        Least time between full scans where there are events, and where there are none; see `SCAN_SHARE`.
     events
         False relies on scans alone.
     """
 
     sources: Sequence[Source]
-    known: Callable[[Source, str, Identity], bool]
+    known: Callable[[Source, Mapping[str, Identity]], Collection[str]]
     missing: Missing
     settle_seconds: float = 1.0
     incomplete_seconds: float = 60.0
@@ -204,7 +212,7 @@ class Watcher:
     poll_seconds: float = 5.0
     events: bool = True
     clock: Callable[[], float] = time.monotonic
-    stat: Callable[[Path], os.stat_result] = field(default=os.stat)
+    stat: Callable[[str], os.stat_result] = field(default=os.stat)
     observer_factory: Callable[[], Any] = Observer
     excluded: Sequence[Path] = ()
     """Folders that are never entered: the session's own output."""
@@ -212,10 +220,13 @@ class Watcher:
     def __post_init__(self) -> None:
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._candidates: dict[tuple[int, str], _Candidate] = {}
+        """What settles, in the order in which it is to be looked at."""
         self._observer: Any = None
         self._scan: Iterator[tuple[int, str]] | None = None
         self._new_folders: deque[Iterator[tuple[int, str]]] = deque()
         self._next_scan = 0.0
+        self._scan_cost = 0.0
+        """Seconds that the scan under way has taken so far."""
         self._scan_wanted = True
         self._excluded = {text for path in self.excluded for text in (str(path), os.path.realpath(path))}
         self._troubles: dict[str, str] = {}
@@ -300,28 +311,37 @@ class Watcher:
         """Take hints, continue the scan, and yield what has settled: at most ``most`` of each."""
         now = self.clock()
         self._check_observer()
-        for _ in range(most):
-            try:
-                hint = self._hints.get_nowait()
-            except queue.Empty:
-                break
-            self._hint(hint, now)
+        self._take_hints(now, most)
         if self._scan is None and (self._scan_wanted or now >= self._next_scan):
             self._scan, self._scan_wanted = self._walk_all(), False
-        for _ in range(most):
+        begun = self.clock()
+        left = most
+        while left > 0:
             walk = self._new_folders[0] if self._new_folders else self._scan
             if walk is None:
                 break
-            entry = next(walk, None)
-            if entry is not None:
-                self._consider(*entry, now)
-            elif self._new_folders:
+            wanted = min(left, ASKED_AT_ONCE)
+            entries = list(itertools.islice(walk, wanted))
+            self._consider(entries, now)
+            left -= max(1, len(entries))
+            if len(entries) == wanted:
+                continue
+            if self._new_folders:
                 self._new_folders.popleft()
             else:
-                self._scan = None
-                self.scans_completed += 1
-                self._next_scan = now + (self.rescan_seconds if self._has_events() else self.poll_seconds)
+                self._scan_ended(now, self.clock() - begun)
+                break
+        if self._scan is not None:
+            self._scan_cost += self.clock() - begun
         return self._settled(now, most)
+
+    def _scan_ended(self, now: float, seconds: float) -> None:
+        heard = self._has_events()
+        share = SCAN_SHARE if heard else SCAN_SHARE_WITHOUT_EVENTS
+        pause = (self._scan_cost + seconds) * (1 / share - 1)
+        self._next_scan = now + max(self.rescan_seconds if heard else self.poll_seconds, pause)
+        self._scan, self._scan_cost = None, 0.0
+        self.scans_completed += 1
 
     def give_up_on_incomplete(self) -> list[Arrival]:
         """Yield, as problems, the files that are stable but incomplete, without waiting longer. For a last round."""
@@ -330,9 +350,11 @@ class Watcher:
 
     def present(self) -> Iterator[tuple[Source, str]]:
         """Every file that is there now, settled or not: its source and its path below the source's root."""
-        for number, relative in self._walk_all():
-            if not self._is_anothers(number, relative):
-                yield self.sources[number], relative
+        for number, entries in itertools.groupby(self._walk_all(), key=lambda entry: entry[0]):
+            others = self._others(number)
+            for _, relative in entries:
+                if not _is_anothers(others, os.path.join(self.sources[number].root, relative)):  # noqa: PTH118
+                    yield self.sources[number], relative
 
     def rescan(self) -> None:
         """Scan at the next poll, or after the scan that is under way."""
@@ -355,7 +377,19 @@ class Watcher:
             log.warning("%s", message)
         self._troubles[key] = message
 
-    def _hint(self, hint: str, now: float) -> None:
+    def _take_hints(self, now: float, most: int) -> None:
+        hints: dict[str, None] = {}  # a file that is written makes many
+        for _ in range(most):
+            try:
+                hints[self._hints.get_nowait()] = None
+            except queue.Empty:
+                break
+        files = itertools.chain.from_iterable(map(self._hint, hints))
+        while entries := list(itertools.islice(files, ASKED_AT_ONCE)):
+            self._consider(entries, now)
+
+    def _hint(self, hint: str) -> Iterator[tuple[int, str]]:
+        """The file that a hint tells of, for the source that wants it; a folder is looked through later."""
         if self._is_excluded(hint):
             return
         path = Path(hint)
@@ -370,11 +404,12 @@ class Watcher:
                 elif not is_temporary(relative) and (source.depth is None or relative.count("/") < source.depth):
                     self._new_folders.append(self._walk(number, source, relative, links=False))
             elif source.wants(relative):
-                self._consider(number, relative, now)
+                if not is_temporary(relative):
+                    yield number, relative
                 return
 
     def _is_excluded(self, path: str) -> bool:
-        return any(path == folder or path.startswith(folder + "/") for folder in self._excluded)
+        return any(_is_below(path, folder) for folder in self._excluded)
 
     def _walk_all(self) -> Iterator[tuple[int, str]]:
         self._unlisted.clear()
@@ -388,38 +423,43 @@ class Watcher:
         seen: set[tuple[int, int]] = set()
         for path in self.excluded:
             with contextlib.suppress(OSError):
-                seen.add(_place_of(self.stat(path)))
+                seen.add(_place_of(self.stat(os.fspath(path))))
+        wants_all = source.pattern is None and source.names is None
         folders = deque([below])
         while folders:
             folder = folders.pop()
+            path_here = os.path.join(source.root, folder) if folder else os.fspath(source.root)  # noqa: PTH118
             try:
-                place = _place_of(self.stat(source.root / folder))
+                place = _place_of(self.stat(path_here))
                 if place in seen:
                     continue
                 seen.add(place)
-                for entry in _entries(source.root / folder):
-                    relative = f"{folder}/{entry.name}" if folder else entry.name
+                prefix = f"{folder}/" if folder else ""
+                near = any(_is_below(other, path_here) or _is_below(path_here, other) for other in self._excluded)
+                for entry in _entries(path_here):
+                    name = entry.name
+                    if _is_temporary_name(name):
+                        continue
+                    relative = prefix + name
                     try:
                         is_link, is_folder = entry.is_symlink(), entry.is_dir()
                     except OSError:
                         continue
-                    if is_temporary(relative) or self._is_excluded(
-                        os.path.realpath(entry.path) if is_link else entry.path
-                    ):
+                    if (is_link or near) and self._is_excluded(os.path.realpath(entry.path) if is_link else entry.path):
                         continue
                     if is_folder:
                         if is_link and not (links and self._leads_to_new_data(source, entry.path)):
                             continue
                         if source.depth is None or relative.count("/") < source.depth:
                             (folders.appendleft if is_link else folders.append)(relative)
-                    elif source.wants(relative):
+                    elif wants_all or source.wants(relative):
                         yield number, relative
             except OSError as error:
                 gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
                 if not (folder and gone):  # a sub-folder may go away at any time, a watched folder not
-                    key = f"scan {source.root / folder}"
+                    key = f"scan {path_here}"
                     self._unlisted.add(key)
-                    self._trouble(key, f"{source.root / folder}: {error.strerror}; not scanned")
+                    self._trouble(key, f"{path_here}: {error.strerror}; not scanned")
 
     def _leads_to_new_data(self, source: Source, link: str) -> bool:
         """Whether a link to a folder leads neither above what is watched nor into what is watched by itself."""
@@ -432,29 +472,46 @@ class Watcher:
                 return False
         return True
 
-    def _consider(self, number: int, relative: str, now: float) -> None:
-        if is_temporary(relative):
-            return
-        source = self.sources[number]
-        if self._is_anothers(number, relative):
-            return
-        key = (number, relative)
-        identity = self._identity(source.root / relative)
-        if identity is None:
-            self._candidates.pop(key, None)
-            return
-        candidate = self._candidates.get(key)
-        if candidate is None:
-            if not self.known(source, relative, identity):
-                self._candidates[key] = _Candidate(identity, now)
-        elif candidate.identity != identity:
-            self._candidates[key] = _Candidate(identity, now)
+    def _consider(self, entries: Iterable[tuple[int, str]], now: float) -> None:
+        """Take up those files that are new or have changed."""
+        for number, group in itertools.groupby(entries, key=lambda entry: entry[0]):
+            source, others = self.sources[number], self._others(number)
+            prefix = os.path.join(source.root, "")  # noqa: PTH118
+            found: dict[str, Identity] = {}
+            for key in group:
+                relative = key[1]
+                path = prefix + relative
+                if others and _is_anothers(others, path):
+                    continue
+                identity, candidate = self._identity(path), self._candidates.get(key)
+                if identity is None:
+                    self._candidates.pop(key, None)
+                elif candidate is None:
+                    found[relative] = identity
+                elif candidate.identity != identity:
+                    self._put(key, _Candidate(identity, now))
+            if found:
+                known = self.known(source, found)
+                for relative, identity in found.items():
+                    if relative not in known:
+                        self._put((number, relative), _Candidate(identity, now))
 
-    def _is_anothers(self, number: int, relative: str) -> bool:
-        path = self.sources[number].root / relative
-        return any(_claims(other, path) for other in self.sources[:number] if other.names is None)
+    def _put(self, key: tuple[int, str], candidate: _Candidate) -> None:
+        """Let a file settle, behind all others."""
+        self._candidates.pop(key, None)
+        self._candidates[key] = candidate
 
-    def _identity(self, path: Path) -> Identity | None:
+    def _others(self, number: int) -> list[tuple[str, Source]]:
+        """The sources that may take a file before this one does, and how the paths of their files begin."""
+        own = os.path.join(self.sources[number].root, "")  # noqa: PTH118
+        before = [
+            (os.path.join(other.root, ""), other)  # noqa: PTH118
+            for other in self.sources[:number]
+            if other.names is None
+        ]
+        return [(prefix, other) for prefix, other in before if prefix.startswith(own) or own.startswith(prefix)]
+
+    def _identity(self, path: str) -> Identity | None:
         """Identity of the regular file at a path; None where there is none, or something else."""
         try:
             found = self.stat(path)
@@ -463,23 +520,23 @@ class Watcher:
         return identity_of(found) if stat_module.S_ISREG(found.st_mode) else None
 
     def _settled(self, now: float, most: int) -> list[Arrival]:
+        """What has been still for long enough. What is looked at and has to wait on goes behind all others."""
+        still = itertools.takewhile(lambda item: now - item[1].since >= self.settle_seconds, self._candidates.items())
         arrivals: list[Arrival] = []
-        for key, candidate in list(self._candidates.items()):
-            if len(arrivals) >= most:
-                break
-            if now - candidate.since < self.settle_seconds:
-                continue
+        for key, candidate in list(itertools.islice(still, most)):
             number, relative = key
-            identity = self._identity(self.sources[number].root / relative)
+            identity = self._identity(os.path.join(self.sources[number].root, relative))  # noqa: PTH118
             if identity is None:
                 del self._candidates[key]
                 continue
             if identity != candidate.identity:
-                self._candidates[key] = _Candidate(identity, now)
+                self._put(key, _Candidate(identity, now))
                 continue
             arrival = self._verdict(key, candidate, now)
             if arrival is not None:
                 arrivals.append(arrival)
+            else:
+                self._put(key, candidate)
         return arrivals
 
     def _verdict(self, key: tuple[int, str], candidate: _Candidate, now: float) -> Arrival | None:
@@ -508,7 +565,7 @@ class Watcher:
         return Arrival(self.sources[key[0]], key[1], candidate.identity, head, problem)
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     """What is in a folder, by name; a folder of very many in parts, so that its listing takes no more memory."""
     with os.scandir(folder) as entries:
         while part := sorted(itertools.islice(entries, LISTED_AT_ONCE), key=lambda entry: entry.name):
@@ -519,10 +576,11 @@ def _place_of(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _claims(source: Source, path: Path) -> bool:
-    """Whether a source would take a file of this path."""
-    try:
-        relative = path.relative_to(source.root).as_posix()
-    except ValueError:
-        return False
-    return source.wants(relative)
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder, or leads into it."""
+    return path == folder or path.startswith(os.path.join(folder, ""))  # noqa: PTH118
+
+
+def _is_anothers(others: Iterable[tuple[str, Source]], path: str) -> bool:
+    """Whether one of these sources, given with how the paths of its files begin, would take the file of this path."""
+    return any(path.startswith(prefix) and other.wants(path[len(prefix) :]) for prefix, other in others)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import starfile
 
-from streamprep import journal
+from streamprep import committer, journal
 from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
 from streamprep.hookspecs import ItemResult, Sink, Staged, StagedRows
@@ -825,6 +825,88 @@ def test_recovery_restores_pos_files(rig: Rig) -> None:
     rig = again(rig)
     rig.start()
     assert {name: data for name, data in rig.visible().items() if name in before} == before
+    rig.close()
+
+
+def test_many_files_of_items_are_compared_between_other_work_and_all_at_the_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "COMPARED_AT_ONCE", 2)
+    for number in range(7):
+        rig.process(f"mic_{number}", 2)
+    rig.committer.publish(force=True)
+    before = rig.visible()
+    files = sorted((rig.output / "coordinates/pos/Micrographs").iterdir())
+
+    def spoil() -> Rig:
+        for path in files:
+            path.write_bytes(path.read_bytes().swapcase())
+        made = again(rig)
+        made.start()
+        return made
+
+    def whole() -> int:
+        return sum(path.read_bytes() == before[path.relative_to(rig.output).as_posix()] for path in files)
+
+    rig = spoil()
+    assert [path.name for path in files if path.read_bytes() == before[f"coordinates/pos/Micrographs/{path.name}"]] == [
+        "mic_5.pos",
+        "mic_6.pos",
+    ], "those that a crash may have spoilt, at once"
+    rounds = []
+    while whole() < 7:
+        rig.committer.publish()
+        rounds.append(whole())
+        assert len(rounds) < 20
+    assert len(rounds) > 2
+    rig = spoil()
+    rig.committer.publish(force=True)
+    assert rig.visible() == before
+    rig.close()
+
+
+def test_a_table_that_is_as_it_was_published_is_not_made_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.process("mic_0")
+    rig.committer.publish(force=True)
+    path = rig.output / PARTICLES
+    data, made = path.read_bytes(), path.stat().st_ino
+
+    def restart() -> bool:
+        """Whether the table was made again; in any case it is right."""
+        nonlocal rig, made
+        rig = again(rig)
+        rig.start()
+        rig.committer.publish()
+        assert path.read_bytes() == data
+        before, made = made, path.stat().st_ino
+        return made != before
+
+    (path.with_name("keep")).write_bytes(b"")  # so that inode numbers are not used again at once
+    assert not restart()
+    assert not restart()
+    os.link(path, path.with_name("former"))
+    path.unlink()
+    assert restart(), "taken away"
+    stamp = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"9")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    os.link(path, path.with_name("altered"))
+    assert restart(), "altered"
+    os.link(path, path.with_name("by another version"))
+    monkeypatch.setattr(committer, "__version__", "another")
+    assert restart(), "another version may write it in another way"
+    rig.close()
+
+
+def test_a_table_of_an_earlier_state_is_made_again_at_the_start(rig: Rig) -> None:
+    rig.process("mic_0")
+    rig.committer.publish(force=True)
+    rig.process("mic_1")
+    rig = again(rig)
+    rig.start()
+    assert rig.count() == 6
     rig.close()
 
 

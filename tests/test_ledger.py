@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from streamprep import ledger as ledger_module
 from streamprep.ledger import SCHEMA_VERSION, Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
 from streamprep.model import Identity, Kind
 from streamprep.naming import DEFAULT_SUFFIXES
@@ -161,6 +162,46 @@ def test_a_generation_is_a_change_of_size_time_or_inode(rig: Rig) -> None:
         assert ledger.is_known("Micrographs", "a/mic.mrc", changed)
     assert generations == [2, 3, 4, 5]
     assert ledger.file_counts() == {("micrograph", "ready"): 1, ("micrograph", "superseded"): 4}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["notice", "ignore", "remove"]), st.integers(0, 11), st.integers(1, 3)), max_size=40
+    ),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(0, 13), st.integers(1, 3)), max_size=30),
+)
+def test_many_files_are_known_as_each_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+    happened: list[tuple[str, int, int]],
+    at_once: int,
+    asked: list[tuple[int, int]],
+) -> None:
+    names = [f"{'sub/' * (number % 3)}mic_{number}.mrc" for number in range(11)] + HOSTILE
+    monkeypatch.setattr(ledger_module, "ASKED_AT_ONCE", at_once)
+    with tempfile.TemporaryDirectory() as folder:
+        rig = Rig(Path(folder) / "ledger.sqlite")
+        rig.ledger._db.execute("PRAGMA synchronous = OFF")
+        there: dict[str, Identity] = {}
+        for action, number, stamp in happened:
+            name, identity = names[number], Identity(100, stamp, 0, 1)
+            newest = rig.ledger.newest("Micrographs", name)
+            if action == "notice":
+                rig.ledger.notice("Micrographs", name, identity, "micrograph", NOW)
+                there[name] = identity
+            elif action == "ignore":
+                rig.ledger.ignore("Micrographs", name, identity, NOW)
+                there[name] = identity
+            elif newest is not None:
+                rig.ledger.file_gone(newest.id)
+                there.pop(name, None)
+        files = {names[number]: Identity(100, stamp, 7, 1) for number, stamp in asked}
+        expected = {name for name, found in files.items() if there.get(name, found)[:2] == found[:2] and name in there}
+        assert rig.ledger.known("Micrographs", files) == expected
+        assert {name for name, found in files.items() if rig.ledger.is_known("Micrographs", name, found)} == expected
+        assert rig.ledger.known("Elsewhere", files) == set()
+        rig.ledger.close()
 
 
 def test_what_is_known_survives_a_restart(rig: Rig) -> None:
@@ -1258,3 +1299,31 @@ def test_a_ledger_that_may_not_be_written_is_an_os_error(rig: Rig) -> None:
             write()
     rig.ledger._db.execute("PRAGMA query_only = OFF")
     assert len(rig.claim()) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 512])
+def test_strangers_are_the_files_that_no_commit_knows(rig: Rig, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(ledger_module, "ASKED_AT_ONCE", at_once)
+    for number in range(5):
+        rig.micrograph(f"mic_{number}.mrc")
+        rig.table(f"mic_{number}.star", {f"mic_{number}.mrc": "1"})
+        rig.commit(rig.claim()[0], shard=f"particles/mic_{number}.mrcs")
+    known = [f"particles/mic_{number}.mrcs" for number in range(5)]
+    others = ["particles/mic_5.mrcs", "noise/mic_1.mrcs", *(f"particles/{name}" for name in HOSTILE)]
+    assert list(rig.ledger.strangers([known[0], *others, *known[1:]])) == others
+    assert list(rig.ledger.strangers([])) == []
+
+
+def test_the_newest_blocks_come_in_parts_and_without_those_that_ended(rig: Rig) -> None:
+    for number in range(7):
+        rig.micrograph(f"mic_{number}.mrc")
+        rig.table(f"mic_{number}.star", {f"mic_{number}.mrc": "1"})
+        rig.commit(rig.claim()[0])
+    rig.table("mic_3.star", {"mic_3.mrc": "2"})
+    rig.commit(rig.claim()[0])
+    found, before = [], None
+    while blocks := rig.ledger.newest_blocks("particles.star", before, 2):
+        assert len(blocks) <= 2
+        found += [block.item for block in blocks.values()]
+        before = min(blocks)
+    assert found == [f"Micrographs/mic_{number}" for number in (3, 6, 5, 4, 2, 1, 0)]

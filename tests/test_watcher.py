@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Rig:
         self.now = 0.0
         self.seen: dict[tuple[str, str], tuple[int, int, int]] = {}
         self.stats = 0
+        self.questions = 0
         self.on_stat: Callable[[str], None] = lambda path: None
         choices = {"missing": formats.missing_part, "events": False, **options}
         self.watcher = Watcher(
@@ -61,13 +62,18 @@ class Rig:
             **choices,
         )
 
-    def _known(self, source: Source, relative: str, identity: Identity) -> bool:
-        return self.seen.get((source.label, relative)) == (identity.size, identity.mtime_ns, identity.inode)
+    def _known(self, source: Source, files: Mapping[str, Identity]) -> set[str]:
+        self.questions += 1
+        return {
+            relative
+            for relative, found in files.items()
+            if self.seen.get((source.label, relative)) == (found.size, found.mtime_ns, found.inode)
+        }
 
-    def _stat(self, path: Path) -> os.stat_result:
+    def _stat(self, path: str) -> os.stat_result:
         self.stats += 1
-        self.on_stat(os.fspath(path))
-        return path.stat()
+        self.on_stat(path)
+        return os.stat(path)  # noqa: PTH116
 
     def poll(self, *, most: int = 2000) -> list[Arrival]:
         arrivals = self.watcher.poll(most=most)
@@ -920,6 +926,62 @@ def test_a_poll_does_a_bounded_piece_of_work(root: Path) -> None:
     while not rig.watcher.idle():
         assert rig.poll(most=most) == []
         rig.now += 0.01
+
+
+def test_a_folder_of_very_many_files_is_listed_and_asked_for_in_parts(
+    rig: Rig, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LISTED_AT_ONCE", 7)
+    monkeypatch.setattr(watcher, "ASKED_AT_ONCE", 5)
+    names = [f"mic_{number:03d}.star" for number in range(60)] + [f"sub_{number}/mic.star" for number in range(6)]
+    for name in names:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    assert rig.names() == sorted(names)
+    (root / names[31]).write_text("changed")
+    (root / names[59]).unlink()
+    before, scans = rig.questions, rig.watcher.scans_completed
+    assert rig.names(POLL + SETTLE) == [names[31]]
+    asked = (rig.questions - before) / (rig.watcher.scans_completed - scans)
+    assert asked <= len(names) / 5 + 2, "not once for each file"
+
+
+@pytest.mark.parametrize(("events", "share"), [(True, watcher.SCAN_SHARE), (False, watcher.SCAN_SHARE_WITHOUT_EVENTS)])
+def test_scans_that_take_long_are_further_apart(root: Path, observer: Events, events: bool, share: float) -> None:
+    rig = Rig(Source(root, "mics"), events=events, observer_factory=lambda: observer)
+    rig.watcher.start()
+    for number in range(100):
+        (root / f"mic_{number}.star").write_text("x")
+    rig.run(2 * RESCAN)  # all are known
+
+    def slow(path: str) -> None:
+        rig.now += 1.0
+
+    rig.on_stat = slow
+    rig.watcher.rescan()
+    started, scans = rig.now, rig.watcher.scans_completed
+    taken = 0.0
+    while rig.watcher.scans_completed < scans + 5:
+        before = rig.now
+        assert rig.poll(most=30) == []
+        taken += rig.now - before
+        rig.now += 1.0
+    assert taken >= 500
+    assert share / 2 <= taken / (rig.now - started) <= 1.3 * share
+
+
+def test_files_that_stay_incomplete_do_not_keep_others_waiting(rig: Rig, root: Path) -> None:
+    data = write_mrc(root / "source.bin")
+    (root / "source.bin").unlink()
+    for number in range(30):
+        (root / f"half_{number:02d}.mrc").write_bytes(data[:-10])
+    assert rig.run(2 * SETTLE) == []
+    (root / "whole.mrc").write_bytes(data)
+    arrivals: list[str] = []
+    for _ in range(20):
+        rig.now += SETTLE
+        arrivals += [found.relative for found in rig.poll(most=10)]
+    assert arrivals == ["whole.mrc"]
 
 
 def test_idle_means_that_nothing_is_left_to_look_at(hinted: Rig, observer: Events, root: Path) -> None:
