@@ -73,7 +73,8 @@ further_tables = []
 class Quick:
     """Stands where the workers do, and makes at once what they would send."""
 
-    size = 8
+    size = wanted = 8
+    troubles = ()
 
     def __init__(self, config: Config, rows: int) -> None:
         self.sinks = [sink for made in load_plugins().hook.make_sinks(config=config) for sink in made]
@@ -130,6 +131,9 @@ class Quick:
 
     def check(self) -> None:
         """Nothing to look after."""
+
+    def drain(self) -> None:
+        """Nothing waits."""
 
     def stop(self, *, wait: bool) -> None:
         """Nothing to end."""

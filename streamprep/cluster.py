@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,9 @@ REFUSED_SECONDS = 60.0
 
 LICENCE_SECONDS = 2.0
 """So often a worker looks whether what it runs is still wanted."""
+
+ANSWERS = 8
+"""So many outcomes are fetched from workers at a time: one that has gone keeps its thread waiting."""
 
 LEAVING = ("closing_gracefully", "closing", "closed")
 """What Dask calls the states of a worker that is about to end."""
@@ -364,6 +367,7 @@ class DaskExecutor:
         """Why there is no scheduler now."""
         self._draining = False
         self._ending = threading.Event()
+        self._answers = ThreadPoolExecutor(ANSWERS, thread_name_prefix="cluster")
         self._thread = threading.Thread(target=self._look_after, name="cluster", daemon=True)
 
     def _connect(self) -> Any:
@@ -526,25 +530,26 @@ class DaskExecutor:
                 pure=False,
                 **where,
             )
-            task.remote.add_done_callback(lambda remote: self._ended(task, remote))
+            # Dask has one thread for the callbacks of all clients of a process: it must not wait for an answer
+            task.remote.add_done_callback(lambda remote: self._answers.submit(self._ended, task, remote))
 
     def _ended(self, task: _Task, remote: Any) -> None:
         with task.lock:  # not before it was handed in
             if task.remote is not remote:
                 return
         try:
-            answer = remote.result()
+            answer = remote.result(CONNECT_SECONDS)
         except self._distributed.scheduler.KilledWorker as error:
             answer = self._lost_with(task.job, error)
         except BaseException as error:
-            if remote.status != "error":  # the scheduler was lost, and what it knew with it
+            if remote.status != "error":  # the scheduler was lost, and what it knew with it; or who has the answer
                 task.remote = None
                 return
             answer = Outcome("unstarted", self._not_runnable(error), WORKER)
         if isinstance(answer, Refusal):
             if not answer.leaving:
                 self._note(answer)
-            if answer.leaving or self._fit():
+            if answer.leaving or self._fit() or not self._workers:
                 task.remote = None  # for another
                 return
             answer = Outcome("unstarted", answer.reason, WORKER)
@@ -619,6 +624,7 @@ class DaskExecutor:
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(timeout=CONNECT_SECONDS)
+        self._answers.shutdown(wait=False, cancel_futures=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         with contextlib.suppress(Exception):

@@ -34,6 +34,7 @@ def combined(first: int, others: Iterable[tuple[int, int]]) -> int:
 
     Examples
     --------
+    >>> import zlib
     >>> combined(zlib.crc32(b"ab"), [(zlib.crc32(b"c"), 1), (zlib.crc32(b"def"), 3)]) == zlib.crc32(b"abcdef")
     True
     """

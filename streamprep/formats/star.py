@@ -36,7 +36,7 @@ _BOUNDS = {
 }
 _LINES_OF_A_ROW = 16
 _UNEVEN = ": a row has too few or too many values; it may be cut off, or a value with blanks in it lacks its quotes"
-_PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE)
+_PLAIN = re.compile(r"(?!['\"_$\[;]|data_|save_|(?:loop_|stop_|global_|[.?])\Z)[!\"$-~]+\Z", re.IGNORECASE | re.ASCII)
 """Text that needs no quotes: printable ASCII that is no key word. gemmi takes no other, starfile cuts lines at a #."""
 
 _UNHELD = re.compile(r"(?!\t)[\x00-\x1f\x7f-\x9f\u2028\u2029]|(?![ \t])\s")

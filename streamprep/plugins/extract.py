@@ -106,10 +106,7 @@ def extract(pixels: Array, xy_px: FloatArray, *, box_size_px: int) -> Array:
 
 @operation("extract_particles", order=10, params=Extract, name="extract")
 def extract_boxes(micrograph: Micrograph, coordinates: Coordinates, params: Extract, ctx: Context) -> Particles:
-    """Cut particles or noise boxes; boxes that cross the edge are skipped and counted, or padded.
-
-    They are cut when their pixels are asked for (`ImagesOnDemand`).
-    """
+    """Cut particles or noise boxes; boxes that cross the edge are skipped and counted, or padded."""
     ny, nx = micrograph.shape_px
     centre = np.floor(coordinates.xy_px + 0.5)
     on_image = np.asarray(((centre >= 0) & (centre < np.array([nx, ny]))).all(axis=1))

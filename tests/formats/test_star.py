@@ -492,6 +492,7 @@ any_text = (
 @given(st.lists(any_text, min_size=1, max_size=5))
 @example(["_a", "#a", "a#b", "a b", "it's", "it's a", '"', "'x", ';"', "$a", "[a", "]a", ";a", ".", "?", "é", "日 本"])
 @example(["data_1/a.mrc", "DATA_", "loop_", "Loop_", "save_x", "stop_", "global_", "loop_x", "data", "1_0"])
+@example(["İ", "\u212a", "ſtop_"])  # letters that are ASCII where case is ignored
 def test_text_is_read_back_by_gemmi_and_by_us(values: list[str]) -> None:
     columns = {"first": values, "second": values[::-1], "number": list(range(len(values)))}
     text = star.table_text("particles", columns)
