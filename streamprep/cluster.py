@@ -292,6 +292,12 @@ class _Task:
     """Dask's future; None while there is no scheduler to give it to, or once it came back."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def came_back(self, remote: Any) -> None:
+        """It is to be handed in again, unless it was already."""
+        with self.lock:
+            if self.remote is remote:
+                self.remote = None
+
 
 def _need(module: str) -> Any:
     """Import what the extra ``cluster`` brings."""
@@ -327,8 +333,11 @@ class DaskExecutor:
 
     def __init__(self, config: Config, plan: str, *, scheduler: str | None = None, slurm: bool = False) -> None:
         self._distributed = _need("distributed")
+        addressing = _need("distributed.comm.addressing")
         _quieten()
         self._plan = plan
+        if slurm and shutil.which("sbatch") is None:
+            raise ConfigError("--executor slurm submits jobs with sbatch, which is not found; run it where SLURM is")
         self._cluster = slurm_cluster(config) if slurm else None
         if self._cluster is None:
             address = scheduler or config.cluster.scheduler
@@ -338,6 +347,12 @@ class DaskExecutor:
                     "[cluster] scheduler"
                 )
             self._address = address
+            try:
+                addressing.parse_host_port(addressing.parse_address(address, strict=True)[1])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{address!r} is no address of a scheduler ({error}); it looks like tcp://host:8786"
+                ) from error
         else:
             self._address = self._cluster.scheduler_address
         try:
@@ -543,14 +558,14 @@ class DaskExecutor:
             answer = self._lost_with(task.job, error)
         except BaseException as error:
             if remote.status != "error":  # the scheduler was lost, and what it knew with it; or who has the answer
-                task.remote = None
+                task.came_back(remote)
                 return
             answer = Outcome("unstarted", self._not_runnable(error), WORKER)
         if isinstance(answer, Refusal):
             if not answer.leaving:
                 self._note(answer)
             if answer.leaving or self._fit() or not self._workers:
-                task.remote = None  # for another
+                task.came_back(remote)  # for another
                 return
             answer = Outcome("unstarted", answer.reason, WORKER)
         self._settle(task, answer)

@@ -304,6 +304,7 @@ class Committer:
         for _, table, item, has_rows in ended:
             if not has_rows:
                 self._own_file(table, item).unlink(missing_ok=True)
+                self._unwritten.pop(self._own_file(table, item), None)
         if ended:
             self._ledger.swept(block for block, *_ in ended)
 
@@ -541,7 +542,8 @@ class Committer:
             (version, rows), now = self._versions[name], self._clock()
             if version == state.version and (self.output / name).exists():
                 continue
-            if state.version < 0 and self._ledger.get(f"published {name}") == self._mark(name, version):
+            mark = self._mark(name, version)
+            if state.version < 0 and mark is not None and self._ledger.get(f"published {name}") == mark:
                 self._published[name] = _Published(version, rows)
                 continue
             grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
@@ -551,16 +553,16 @@ class Committer:
             self._publish(name, rows)
             ended = self._clock()
             self._published[name] = _Published(version, rows, ended, ended - now)
-            self._ledger.put(f"published {name}", self._mark(name, version))
+            self._ledger.put(f"published {name}", self._mark(name, version) or "")
             renewed.append(name)
         return renewed
 
-    def _mark(self, name: str, version: int) -> str:
+    def _mark(self, name: str, version: int) -> str | None:
         """Stands for a published table as it is now, and what it was made of: a start need not make it again."""
         try:
             found = (self.output / name).stat()
         except (FileNotFoundError, NotADirectoryError):
-            return ""
+            return None
         return json.dumps([__version__, version, found.st_size, found.st_mtime_ns, found.st_ino])
 
     def _publish(self, name: str, count: int) -> None:

@@ -23,6 +23,7 @@ from streamprep import __version__, formats
 from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
+from streamprep.hookspecs import OpticsGroups
 from streamprep.ledger import FileRow, JobRow
 from streamprep.model import Identity, InputError, Item, Kind, OutputError, StreamprepError
 from streamprep.pipeline import Plan, required_kinds, why_not
@@ -554,10 +555,11 @@ class Engine:
             job = TableJob(table.id, self._path_of(table), table.kind, table.identity)
             self._start(_Running(self._executor.submit(job), now, table=table))
             room -= 1
+        optics = self.committer.known_groups()  # before jobs are claimed: it may find the disk broken
         for row in self.ledger.claim(room, excluded=[number for kind, number in self._not_before if kind == "job"]):
             self._serial += 1
             folder = self.committer.staging / f"{os.getpid()}-{self._run}-{self._serial}"
-            made = self._describe(row, folder)
+            made = self._describe(row, folder, optics)
             self._call("item_started", item=row.item, job=row.id)
             self._start(_Running(self._executor.submit(made), now, job=row, folder=folder))
 
@@ -569,7 +571,7 @@ class Engine:
         self._running.append(running)
         running.future.add_done_callback(lambda _: self._wake.set())
 
-    def _describe(self, row: JobRow, folder: Path) -> ItemJob:
+    def _describe(self, row: JobRow, folder: Path, optics: OpticsGroups) -> ItemJob:
         path = self._path_of(row.file)
         try:
             name = path.relative_to(self.config.folder).as_posix()
@@ -579,7 +581,6 @@ class Engine:
         inputs = tuple((made, self._roots[made.source] / made.path) for made in row.inputs)
         item = Item(row.file.kind, row.item, path)
         flip_y = any(made.kind == "coordinates" and made.source in self._flipped for made in row.inputs)
-        optics = self.committer.known_groups()
         return ItemJob(row.id, item, row.generation, name, row.file.identity, inputs, folder, flip_y, optics)
 
     def _collect(self) -> None:

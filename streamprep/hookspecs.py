@@ -356,7 +356,7 @@ class Sink(Protocol):
     """Where results go. ``stage`` runs in a worker; what it returns is committed by the one committer.
 
     A sink may also have ``open_stack(label, count, folder) -> StackStore``: the first that has it gets the particles of
-    each item part by part while they are made, before ``stage``.
+    each item part by part while they are made, before ``stage``, and it alone is told of them in ``result.stored``.
     """
 
     name: str

@@ -38,6 +38,8 @@ TEMPORARY_ENDINGS = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".
 LISTED_AT_ONCE = 5000
 SCAN_SHARE = 0.1
 SCAN_SHARE_WITHOUT_EVENTS = 0.5
+LONGEST_PAUSE = 10
+"""Times the least one: a scan may have taken long because the disk stood still."""
 """Most of the time that scanning may take: with very many files scans are further apart than is asked for."""
 
 ASKED_AT_ONCE = 512
@@ -339,7 +341,8 @@ class Watcher:
         heard = self._has_events()
         share = SCAN_SHARE if heard else SCAN_SHARE_WITHOUT_EVENTS
         pause = (self._scan_cost + seconds) * (1 / share - 1)
-        self._next_scan = now + max(self.rescan_seconds if heard else self.poll_seconds, pause)
+        least = self.rescan_seconds if heard else self.poll_seconds
+        self._next_scan = now + max(least, min(pause, LONGEST_PAUSE * least))
         self._scan, self._scan_cost = None, 0.0
         self.scans_completed += 1
 

@@ -587,7 +587,9 @@ def _process(
     else:
         raise InputError(job.item.path, "no table came with it")
     with _storing(job.folder):
-        staged = tuple(sink.stage(result, job.folder) for sink in worker.sinks)
+        writer = _writer(worker.sinks)
+        theirs = replace(result, stored={})  # what one sink stored is no other's to hand in
+        staged = tuple(sink.stage(result if sink is writer else theirs, job.folder) for sink in worker.sinks)
     return Outcome("done", staged=with_rendered_rows(staged, worker.sinks, job.optics), remarks=image.remarks)
 
 
@@ -608,17 +610,22 @@ def with_rendered_rows(staged: Sequence[Staged], sinks: Sequence[Sink], optics: 
     return tuple(replace(part, rows=tuple(map(rendered, part.rows))) for part in staged)
 
 
+def _writer(sinks: Sequence[Any]) -> Any:
+    """The sink that writes stacks while they are made; sinks of others may know nothing of it."""
+    return next((sink for sink in sinks if hasattr(sink, "open_stack")), None)
+
+
 def _open_stack(sinks: Sequence[Any], folder: Path) -> OpenStack | None:
-    """How the sink that writes stacks while they are made opens one for a job."""
-    for sink in sinks:
-        if hasattr(sink, "open_stack"):  # sinks of others may know nothing of it
+    """How that sink opens a stack for a job."""
+    sink = _writer(sinks)
+    if sink is None:
+        return None
 
-            def opened(label: Label, count: int, sink: Any = sink) -> StackStore:
-                with _storing(folder):
-                    return _Storing(sink.open_stack(label, count, folder), folder)
+    def opened(label: Label, count: int) -> StackStore:
+        with _storing(folder):
+            return _Storing(sink.open_stack(label, count, folder), folder)
 
-            return opened
-    return None
+    return opened
 
 
 def _companion(worker: _Worker, made: JobInput, path: Path) -> Entry:

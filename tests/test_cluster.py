@@ -639,5 +639,14 @@ def test_a_scheduler_that_does_not_answer_is_named(session: Session, monkeypatch
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
     with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
         DaskExecutor(load(session.config), "", scheduler="tcp://127.0.0.1:1")
+    for wrong in ("somewhere", "tcp://somewhere", "somewhere:8786"):
+        with pytest.raises(ConfigError, match=f"'{wrong}' is no address of a scheduler"):
+            DaskExecutor(load(session.config), "", scheduler=wrong)
     with pytest.raises(ConfigError, match="needs the address of a scheduler"):
         DaskExecutor(load(session.config), "")
+
+
+def test_without_slurm_it_is_said_what_is_missing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="sbatch, which is not found"):
+        DaskExecutor(load(session.config), "", slurm=True)

@@ -448,3 +448,21 @@ def test_a_disk_that_takes_nothing_of_any_job_fails_none(
     assert engine.run().jobs == {"done": 3}
     assert len(refused) == 20
     check_invariants(session.output)
+
+
+@pytest.mark.case(7)
+def test_jobs_taken_while_the_ledger_cannot_be_read_are_not_forgotten(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = make()
+    groups, calls = engine.ledger.optics, iter(range(1000))
+
+    def optics(table: str) -> Any:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, "Input/output error: the ledger")
+        return groups(table)
+
+    monkeypatch.setattr(engine.ledger, "optics", optics)
+    monkeypatch.setattr(engine, "_wake", Instant())
+    assert engine.run().jobs == {"done": 3}
+    check_invariants(session.output)

@@ -1,4 +1,4 @@
-"""What worker processes share: numbers that say which of the GPUs each has."""
+"""What worker processes share: numbers that say which of the GPUs each has; and the sinks of a worker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from streamprep.workers import take_slot
+from streamprep import hookimpl, workers
+from streamprep.config import load
+from streamprep.engine import Engine
+from streamprep.hookspecs import Staged, StoredStack
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from streamprep.workers import InlineExecutor, take_slot
+from tests.conftest import Session
+from tests.outputs import check_invariants
 
 
 def _worker(folder: Path, slots: int, told: Connection) -> None:
@@ -52,3 +61,56 @@ def test_every_worker_has_a_number_of_its_own_and_that_of_a_dead_one_is_taken_ag
     finally:
         for worker in workers:
             worker.kill()
+
+
+class Elsewhere:
+    """A sink of somebody else that takes the stacks part by part, and keeps them in a form of its own."""
+
+    name = "elsewhere"
+    tables = folders = ()
+
+    def __init__(self) -> None:
+        self.told: list[set[str]] = []
+
+    def open_stack(self, label: str, count: int, folder: Path) -> Any:
+        return _Numpy(folder / f"{label}.npy")
+
+    def stage(self, result: Any, folder: Path) -> Staged:
+        self.told.append({stack.staged for stack in result.stored.values()})
+        return Staged((), ())
+
+
+class _Numpy:
+    def __init__(self, path: Path) -> None:
+        self.path, self.parts = path, []
+
+    def __enter__(self) -> _Numpy:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def put(self, start: int, particles: Any) -> None:
+        self.parts.append(particles.pixels.copy())
+
+    def finish(self) -> tuple[StoredStack, Any]:
+        pixels = np.concatenate(self.parts)
+        np.save(self.path, pixels)
+        return StoredStack(self.path.name, self.path.stat().st_size, 0), pixels
+
+
+def test_what_one_sink_stored_is_handed_in_by_no_other(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins, other = load_plugins(), Elsewhere()
+
+    class Plugin:
+        @hookimpl
+        def make_sinks(self, config: Any) -> Any:
+            return [other]
+
+    plugins.manager.register(Plugin())
+    monkeypatch.setattr(workers, "load_plugins", lambda **_: plugins)
+    config = load(session.config)
+    engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
+    assert engine.run().jobs == {"done": 3}
+    check_invariants(session.output)
+    assert other.told == [{"particle.npy", "noise.npy"}] * 3
+    assert {path.read_bytes()[208:211] for path in session.output.glob("*/*/*.mrcs")} == {b"MAP"}

@@ -1,0 +1,5 @@
+"""``python -m streamprep`` is ``streamprep``."""
+
+from streamprep.cli import main
+
+main()
