@@ -13,6 +13,31 @@ Mode = Literal["starting", "running", "waiting", "paused", "stopped", "draining"
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One step on the way of what is acquired: how much passed it lately, and what has not yet."""
+
+    name: str
+    """settling, waiting, processing, committing or publishing."""
+    per_hour: float
+    """Items that left it, over the last minutes; rows of the sets for publishing."""
+    backlog: int
+    """Items that have not left it yet; rows for publishing."""
+    oldest_seconds: float
+    """Age of the oldest of these; 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU at one moment."""
+
+    name: str
+    load_percent: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    temperature_celsius: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of a session at one moment: what consoles draw and `streamprep status` prints."""
 
@@ -53,6 +78,25 @@ class Snapshot:
     disk_free_bytes: int
     items: str = "micrographs"
     """What the session works on: micrographs, stacks (of particles), maps, or items where it is several."""
+    started: float = 0.0
+    """When this run began, seconds since 1970."""
+    taken: float = 0.0
+    """When this was taken, seconds since 1970."""
+    stages: tuple[Stage, ...] = ()
+    """In the order in which items pass them."""
+    arrived_seconds: float | None = None
+    """How long ago the last file arrived; None where none did in this run."""
+    finished_seconds: float | None = None
+    """How long ago the last item ended, done or not; None where none did in this run."""
+    recent_warnings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What operations warned of, the newest items first: the item, the warnings."""
+    disk_total_bytes: int = 0
+    disk_reserve_bytes: int = 0
+    """Below this much free space the session pauses."""
+    disk_full_seconds: float | None = None
+    """When the reserve is reached at the pace of the last minutes; None where the space does not shrink."""
+    gpus: tuple[Gpu, ...] = ()
+    """The GPUs that the session uses, where they can be asked."""
 
 
 def rows_of_sets(tables: Mapping[str, int]) -> dict[str, int]:
