@@ -20,7 +20,21 @@ from streamprep.model import ConfigError
 from streamprep.plugin_manager import load_plugins
 from tests.conftest import ROOT, Session
 
-VERBS = ("run", "once", "init", "check", "plan", "ops", "plugins", "status", "retry", "apply", "simulate", "demo")
+VERBS = (
+    "run",
+    "once",
+    "init",
+    "check",
+    "plan",
+    "ops",
+    "plugins",
+    "status",
+    "retry",
+    "apply",
+    "simulate",
+    "demo",
+    "dashboard",
+)
 
 
 def call(*arguments: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from streamprep import __version__
-from streamprep.snapshot import clean, unmatched_text
+from streamprep.snapshot import unmatched_text
 from streamprep.web import charts, items, metrics, pictures, show
 from streamprep.web.feed import MOST_CLIENTS, Feed
 from streamprep.web.security import Guard
@@ -34,6 +35,18 @@ DEAD_SECONDS = 60.0
 _HOUR = 3600.0
 
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_FILTERS = (
+    "number",
+    "duration",
+    "size",
+    "moment",
+    "iso",
+    "item_address",
+    "picture_address",
+    "text",
+    "breakable",
+    "exactly",
+)
 _FOREIGN = (
     "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; base-uri 'none'; "
     "frame-ancestors 'none'"
@@ -66,10 +79,6 @@ class Dashboard:
         self.watch, self.feed = watch, Feed(watch)
         self._config, self._overrides = config, tuple(overrides)
         self._registry = metrics.registry(watch)
-        folder = resources.files("streamprep.web") / "static"
-        self._static = {name: (folder / name).read_bytes() for name in _STATIC}
-        self._hashes = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in self._static.items()}
-        self._pages = _environment(self._hashes)
         self.routes = Starlette(
             routes=[
                 Route("/", self.overview),
@@ -169,17 +178,21 @@ class Dashboard:
 
     def _page(self, request: Request, template: str, code: int = 200, **values: Any) -> Response:
         view = self.watch.view
-        text = self._pages.get_template(template).render(
-            view=view,
-            snapshot=view.snapshot,
-            counts=None if view.snapshot is None else show.counts(view.snapshot, running=view.daemon == "running"),
-            age=self.watch.age_seconds,
-            stuck=self.watch.stuck_seconds,
-            now=self.watch.now(),
-            path=request.scope["path"],
-            retry=self._retry,
-            version=__version__,
-            **values,
+        text = (
+            _environment()
+            .get_template(template)
+            .render(
+                view=view,
+                snapshot=view.snapshot,
+                counts=None if view.snapshot is None else show.counts(view.snapshot, running=view.daemon == "running"),
+                age=self.watch.age_seconds,
+                stuck=self.watch.stuck_seconds,
+                now=self.watch.now(),
+                path=request.scope["path"],
+                retry=self._retry,
+                version=__version__,
+                **values,
+            )
         )
         return Page(text, code)
 
@@ -209,11 +222,11 @@ class Dashboard:
     def static(self, request: Request) -> Response:
         """Style and script."""
         name = request.path_params["file"]
-        if name not in self._static:
+        if name not in _STATIC:
             raise HTTPException(404)
-        kept = request.query_params.get("v") == self._hashes[name]
+        kept = request.query_params.get("v") == _hash(name)
         caching = "public, max-age=31536000, immutable" if kept else "no-cache"
-        return _file(request, self._static[name], _STATIC[name], {"Cache-Control": caching})
+        return _file(request, _static()[name], _STATIC[name], {"Cache-Control": caching})
 
     # --- for machines ---
 
@@ -253,19 +266,31 @@ def _file(request: Request, data: bytes, kind: str, headers: dict[str, str]) -> 
     return Response(data, headers={**headers, "Content-Type": kind})
 
 
-def _environment(hashes: dict[str, str]) -> jinja2.Environment:
+@functools.cache
+def _static() -> dict[str, bytes]:
+    folder = resources.files("streamprep.web") / "static"
+    return {name: (folder / name).read_bytes() for name in _STATIC}
+
+
+@functools.cache
+def _hash(name: str) -> str:
+    return hashlib.sha256(_static()[name]).hexdigest()[:12]
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("streamprep.web"),
         autoescape=True,
+        finalize=show.shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "duration", "size", "moment", "iso", "item_address", "picture_address", "text", "breakable"):
+    for name in _FILTERS:
         made.filters[name] = getattr(show, name)
-    made.filters["clean"] = clean
     made.filters["set_title"] = items.set_title
     made.globals["unmatched_text"] = unmatched_text
-    made.globals["static"] = lambda name: f"/static/{name}?v={hashes[name]}"
+    made.globals["static"] = lambda name: f"/static/{name}?v={_hash(name)}"
     made.globals["states"] = items.FILTERS
     return made

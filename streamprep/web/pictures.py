@@ -48,13 +48,14 @@ def read_index(path: Path) -> tuple[Picture, ...]:
         said = next((value for value in said.values() if isinstance(value, list)), [])
     if not isinstance(said, list):
         raise ValueError("it is no list of pictures")
-    made = [picture for entry in said if isinstance(entry, dict) for picture in _pictures(entry)]
+    entries = [entry for entry in said if isinstance(entry, dict) and isinstance(entry.get("files"), list | dict)]
+    made = [picture for entry in entries for picture in _pictures(entry)]
     return tuple(sorted(made, key=lambda picture: picture.finished, reverse=True))
 
 
 def _pictures(entry: dict[str, Any]) -> Iterator[Picture]:
-    files = entry.get("files")
-    named = files.items() if isinstance(files, dict) else ((None, name) for name in files or ())
+    files = entry["files"]
+    named = files.items() if isinstance(files, dict) else [(None, name) for name in files]
     finished = entry.get("finished")
     for kind, name in named:
         if isinstance(name, str) and (file := _plain(name)) is not None:

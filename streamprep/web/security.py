@@ -57,7 +57,7 @@ def read_token(path: Path) -> str:
         Others may read the file, or what it holds is no token.
     """
     try:
-        with open(path, "x", opener=_private) as made:  # noqa: PTH123 - a Path's own has no opener
+        with open(path, "x", opener=_private) as made:
             made.write(new_token() + "\n")
     except FileExistsError:
         pass

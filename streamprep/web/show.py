@@ -139,6 +139,16 @@ def breakable(said: object) -> Markup:
     return Markup(escaped.replace("/", "/<wbr>").replace("_", "_<wbr>"))  # noqa: S704 - escaped above
 
 
+def exactly(said: str) -> Markup:
+    """A text as HTML with all that stands in it, as what is to be copied."""
+    return Markup(escape(said))  # noqa: S704
+
+
+def shown(value: Any) -> Any:
+    """What any value becomes before it is escaped: texts lose their control characters, also those that turn text."""
+    return clean(value) if type(value) is str else value
+
+
 def text(value: Any) -> str:
     """A parameter's value."""
     if isinstance(value, bool):

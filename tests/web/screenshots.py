@@ -84,7 +84,7 @@ def main() -> None:
                 write_status(Path(state.output), state)
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
                 page.goto(address, wait_until="load")
-                small = Image.open(io.BytesIO(page.screenshot())).quantize(64)
+                small = Image.open(io.BytesIO(page.screenshot())).quantize(256)
                 small.save(arguments.target, optimize=True)
                 return
             arguments.target.mkdir(parents=True, exist_ok=True)
