@@ -14,15 +14,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamprep import __version__, templates
-from streamprep.config import Config, load
-from streamprep.model import ConfigError, StreamprepError
-from streamprep.pipeline import Plan, required_kinds, resolve
-from streamprep.plugin_manager import Plugins, load_plugins
+from streamprep import __version__, completion
+from streamprep.errors import ConfigError, StreamprepError
+
+if TYPE_CHECKING:  # verbs import what they need when they run, so that help and completion come at once
+    from streamprep.config import Config
+    from streamprep.pipeline import Plan
+    from streamprep.plugin_manager import Plugins
 
 app = typer.Typer(
     name="streamprep",
@@ -36,7 +38,12 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="Configuration file.", show_default=True)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a value of the file. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Override a value of the file. May be repeated.",
+        autocompletion=completion.settings,
+    ),
 ]
 DEFAULT_CONFIG = Path("streamprep.toml")
 
@@ -92,6 +99,10 @@ def _out(text: str = "") -> None:
 
 
 def _prepare(path: Path, overrides: list[str] | None) -> tuple[Config, Plugins, Plan]:
+    from streamprep.config import load
+    from streamprep.pipeline import resolve
+    from streamprep.plugin_manager import load_plugins
+
     config = load(path, overrides or ())
     plugins = load_plugins(block=config.plugins.block)
     plan = resolve(config, plugins)
@@ -198,6 +209,7 @@ def _session(
     if scheduler is not None and executor != "dask":
         raise ConfigError("--scheduler is of --executor dask")
     config, plugins, plan = _prepare(path, overrides)
+    importlib.import_module("streamprep.notify").places(config)  # an error here, and not silence later
     from streamprep.engine import Engine
 
     with contextlib.ExitStack() as ending:
@@ -256,7 +268,13 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the session.")] = Path(),
     operations: Annotated[
         list[str] | None,
-        typer.Option("--operation", "-o", metavar="LANE.NAME", help="Turn this operation on. May be repeated."),
+        typer.Option(
+            "--operation",
+            "-o",
+            metavar="LANE.NAME",
+            help="Turn this operation on. May be repeated.",
+            autocompletion=completion.lanes,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
 ) -> None:
@@ -266,6 +284,9 @@ def init(
 
     Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
     """
+    from streamprep import templates
+    from streamprep.plugin_manager import load_plugins
+
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
@@ -276,19 +297,24 @@ def init(
 
 
 @app.command()
-def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    notify: Annotated[bool, typer.Option("--notify", help=r"Send a test message, as \[notify] says.")] = False,
+) -> None:
     """Check the configuration, the folders, the disk, the GPU, and which way y runs, without processing anything.
 
     Where coordinates and their micrographs are there already, up to 8 micrographs of
     each watched folder show whether they stand out from the background more at the
     coordinates as they are, or with y turned over. That they certainly fit the other
     way is a warning, with what to set, and leaves the exit code at 0; it is 1 where
-    the disk is too full, and 2 for a wrong configuration.
+    the disk is too full or a test message was not taken, and 2 for a wrong configuration.
 
     Example: [bold]streamprep check streamprep.toml --set 'matching.flip_y=["Coordinates"]'[/bold]
     """
     loaded, plugins, plan = _prepare(config, overrides)
     from streamprep.arrays import choose_backend
+    from streamprep.pipeline import required_kinds
     from streamprep.session import choose_output, make_sources
     from streamprep.watcher import file_system_of, is_remote
 
@@ -310,10 +336,26 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         _out(f"note           no [extract] table: no boxes will be cut{stacks}")
     if loaded.optics.pixel_size_angstrom is None:
         _out("note           no [optics] pixel_size_angstrom: it is that of each file's table or header")
+    taken = _check_messages(loaded, notify)
     if "micrograph" in required_kinds(loaded, plan):
         _check_orientation(loaded, plugins, plan, output)
-    if short:
+    if short or not taken:
         raise typer.Exit(1)
+
+
+def _check_messages(config: Config, send: bool) -> bool:
+    """Whether each place that messages go to took a test, where one is to be sent."""
+    notify = importlib.import_module("streamprep.notify")
+    places = notify.places(config)
+    if send and not places:
+        raise ConfigError(f"{config.file}: [notify] names nowhere to send to; give webhook, webhook_file or mail")
+    said = notify.test(config) if send else [(place, "") for place in places]
+    for place, trouble in said:
+        if trouble:
+            sys.stderr.write(f"warning: {_shown(place)} did not take a test message: {_shown(trouble)}\n")
+        else:
+            _out(f"messages       {place}" + (" took a test message" if send else ""))
+    return not any(trouble for _, trouble in said)
 
 
 def _check_orientation(config: Config, plugins: Plugins, plan: Plan, output: Path) -> None:
@@ -359,6 +401,7 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             f"  {step.table:<12} {step.order:>4}  {step.name:<18} {values or '-'}"
             f"  [{step.operation.distribution} {step.operation.version}]"
         )
+    from streamprep.pipeline import required_kinds
     from streamprep.session import named_files
 
     for kind, needed in required_kinds(loaded, made).items():
@@ -369,13 +412,18 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
 
 @app.command()
 def ops(
-    name: Annotated[str | None, typer.Argument(help="Operation to explain.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Operation to explain.", autocompletion=completion.operations)
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="All of them, as one page of Markdown.")] = False,
 ) -> None:
     """List the operations, or explain one with its parameters.
 
     Example: [bold]streamprep ops normalize[/bold]
     """
+    from streamprep import templates
+    from streamprep.plugin_manager import load_plugins
+
     plugins = load_plugins()
     if markdown:
         _out(templates.operations_page(plugins).rstrip("\n"))
@@ -391,6 +439,8 @@ def plugins(
 
     Example: [bold]streamprep plugins --json[/bold]
     """
+    from streamprep.plugin_manager import load_plugins
+
     loaded = load_plugins()
     if as_json:
         keys = ("name", "distribution", "version", "hooks", "operations", "error", "blocked")
@@ -489,12 +539,22 @@ def repair(
 
 @app.command()
 def apply(
-    operations: Annotated[str, typer.Argument(help="Operations, separated by commas, in the order they run.")],
+    operations: Annotated[
+        str,
+        typer.Argument(
+            help="Operations, separated by commas, in the order they run.", autocompletion=completion.operation_lists
+        ),
+    ],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map, .ccp4).")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write, of the same kind.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="OPERATION.KEY=VALUE", help="A parameter. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="OPERATION.KEY=VALUE",
+            help="A parameter. May be repeated.",
+            autocompletion=completion.parameters,
+        ),
     ] = None,
     pixel_size_angstrom: Annotated[
         float | None, typer.Option(min=1e-6, help=r"Pixel size \[Å]; from the header unless given.")
@@ -513,6 +573,7 @@ def apply(
     if device not in ("auto", "cpu", "gpu"):
         raise ConfigError(f"--device {device}: allowed are auto, cpu and gpu")
     from streamprep.apply import apply as run_on_file
+    from streamprep.plugin_manager import load_plugins
 
     notes: list[str] = []
     warnings = run_on_file(
