@@ -28,7 +28,10 @@ if TYPE_CHECKING:  # verbs import what they need when they run, so that help and
 
 app = typer.Typer(
     name="streamprep",
-    help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.",
+    help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.\n\n"
+    "Begin with [bold]streamprep init[/bold], or see it work: [bold]streamprep demo[/bold]. "
+    "[bold]streamprep VERB --help[/bold] has an example of each.",
+    epilog="Exit codes: 0 all is well; 1 something failed, and was told; 2 a wrong configuration or command.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -46,6 +49,11 @@ Overrides = Annotated[
     ),
 ]
 DEFAULT_CONFIG = Path("streamprep.toml")
+
+# Headings of the verbs in the help.
+SESSIONS = "Sessions"
+PREPARING = "Preparing a session"
+TRYING = "Trying things out"
 
 _NOT_ALLOWED = "give a place that this user may read and write, or run it as the user who owns it"
 _NOT_A_FOLDER = "a file stands where a folder is needed; move it away, or give another path"
@@ -144,7 +152,7 @@ Scheduler = Annotated[
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of the live view, on a terminal too.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def run(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -158,6 +166,7 @@ def run(
     """Run the daemon: process what is there and what arrives, until Ctrl-C or SIGTERM.
 
     The first signal finishes what the workers have, publishes and exits with 0; a second ends at once. Both are safe.
+    Exit code 1 where the session had stopped itself, 2 for a wrong configuration.
 
     Example: [bold]streamprep run streamprep.toml --set particles.normalize.method=new[/bold]
     """
@@ -165,7 +174,7 @@ def run(
     raise typer.Exit(_session(config, overrides, executor, scheduler, once=False, new_set=new_set, style=style))
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def once(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -263,7 +272,7 @@ def _log_to(folder: Path) -> None:
         logger.propagate = False
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the session.")] = Path(),
     operations: Annotated[
@@ -296,7 +305,7 @@ def init(
     _out(f"wrote {path}; now: streamprep check {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def check(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -387,7 +396,7 @@ def _writable(output: Path) -> Path:
         raise ConfigError(f"[session] output {output}: {there}: {said}; give another output folder") from error
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
     """Show what would run, in which order and with which parameters.
 
@@ -410,7 +419,7 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             _out(f"each {'stack of particles' if kind == 'particles' else kind} waits for: {', '.join(texts)}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def ops(
     name: Annotated[
         str | None, typer.Argument(help="Operation to explain.", autocompletion=completion.operations)
@@ -431,7 +440,7 @@ def ops(
         _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -453,7 +462,7 @@ def plugins(
         _out(f"\n{plugin.name} of {plugin.distribution} could not be loaded:\n{plugin.error}")
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def status(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -473,7 +482,7 @@ def status(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def retry(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -489,7 +498,7 @@ def retry(
     _out(inspection.retry(loaded, made, item))
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def repair(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -537,7 +546,7 @@ def repair(
 # --- trying things out -----------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(rich_help_panel=TRYING)
 def apply(
     operations: Annotated[
         str,
@@ -594,7 +603,7 @@ def apply(
         sys.stderr.write(f"warning: {_shown(warning)}\n")
 
 
-@app.command()
+@app.command(rich_help_panel=TRYING)
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,
@@ -620,7 +629,7 @@ def simulate(
     _out(f"now: streamprep run {folder / 'streamprep.toml'}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRYING)
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demonstration; it is emptied first.")] = Path("demo"),
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 6,

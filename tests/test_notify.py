@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
 
 from streamprep import notify
+from streamprep.cli import app
 from streamprep.config import Config, NotifySection, load
 from streamprep.engine import Engine
 from streamprep.model import ConfigError, OutputError
@@ -666,31 +668,33 @@ def test_a_session_ends_well_where_nobody_takes_its_messages(
     assert "not taken within" in caplog.text or "does not take messages" in caplog.text
 
 
-def test_check_sends_a_test_message_where_asked(session: Session, chat: Chat, tmp_path: Path) -> None:
-    told = session.call("check", "--notify")
-    assert told.returncode == 2
-    assert "[notify] names nowhere to send to; give webhook, webhook_file or mail" in told.stderr
-    session.append(f"\n[notify]\nwebhook = {json.dumps(chat.url)}\n")
-    assert "messages       the webhook at 127.0.0.1\n" in session.call("check").stdout
+def test_check_sends_a_test_message_where_asked(empty_session: Session, chat: Chat) -> None:
+    def check(*more: str) -> Result:
+        return CliRunner().invoke(app, ["check", str(empty_session.config), *more])
+
+    told = check("--notify")
+    assert "[notify] names nowhere to send to; give webhook, webhook_file or mail" in str(told.exception)
+    empty_session.append(f"\n[notify]\nwebhook = {json.dumps(chat.url)}\n")
+    assert "messages       the webhook at 127.0.0.1\n" in check().output
     assert chat.posts == []
-    told = session.call("check", "--notify")
-    assert "messages       the webhook at 127.0.0.1 took a test message" in told.stdout
-    assert told.returncode == 0
+    told = check("--notify")
+    assert "messages       the webhook at 127.0.0.1 took a test message" in told.output
+    assert told.exit_code == 0
     assert [post["event"] for post in chat.posts] == ["test"]
     chat.answers = [403]
-    told = session.call("check", "--notify")
-    assert "warning: the webhook at 127.0.0.1 did not take a test message: answered 403" in told.stderr
-    assert told.returncode == 1
-    assert "s3cret" not in told.stdout + told.stderr
+    told = check("--notify")
+    assert "warning: the webhook at 127.0.0.1 did not take a test message: answered 403" in told.output
+    assert told.exit_code == 1
+    assert "s3cret" not in told.output
 
 
-def test_a_wrong_address_ends_the_start(session: Session) -> None:
-    session.append('\n[notify]\nwebhook = "https://${NOT_SET_HERE}"\n')
-    told = session.once()
-    assert told.returncode == 2
-    assert "[notify] webhook: the environment variable NOT_SET_HERE is not set" in told.stderr
-    assert not session.output.exists()
-    assert session.call("plan").returncode == 0
+def test_a_wrong_address_ends_the_start(empty_session: Session) -> None:
+    empty_session.append('\n[notify]\nwebhook = "https://${NOT_SET_HERE}"\n')
+    told = CliRunner().invoke(app, ["once", str(empty_session.config)])
+    assert "[notify] webhook: the environment variable NOT_SET_HERE is not set" in str(told.exception)
+    assert isinstance(told.exception, ConfigError)
+    assert not empty_session.output.exists()
+    assert CliRunner().invoke(app, ["plan", str(empty_session.config)]).exit_code == 0
 
 
 def test_messages_change_no_plan(tmp_path: Path) -> None:
