@@ -534,6 +534,30 @@ def apply(
 
 
 @app.command()
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the operation, as band-pass.")],
+    folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+    hook: Annotated[
+        str,
+        typer.Option(
+            metavar="process_particles|process_micrograph|process_coordinates|process_map",
+            help="What the operation works on.",
+        ),
+    ] = "process_particles",
+) -> None:
+    """Write a package to begin a plugin with: an operation, its tests, a README.
+
+    Its tests pass as it is; docs/plugins.md goes on from there.
+
+    Example: [bold]streamprep new-plugin band-pass --hook process_map[/bold]
+    """
+    from streamprep.new_plugin import new_plugin
+
+    root = new_plugin(name, folder, hook, load_plugins())
+    _out(f"wrote {root}; now: cd {root} && pip install --editable '.[dev]' && pytest")
+
+
+@app.command()
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,

@@ -173,6 +173,10 @@ class Micrograph:
         """(ny, nx)."""
         return int(self.pixels.shape[0]), int(self.pixels.shape[1])
 
+    def with_pixels(self, pixels: Array) -> Self:
+        """The same micrograph with other pixel values."""
+        return replace(self, pixels=pixels)
+
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
