@@ -137,6 +137,7 @@ class Engine:
         self._make_executor = executor
         sources = make_sources(config, plan)
         self._required = required_kinds(config, plan)
+        plugins.make_sinks(config)  # what it has to say against the configuration comes before anything is made
         self._device = device or choose_backend(config.session.device).description
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
         chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
@@ -153,7 +154,7 @@ class Engine:
         self._flipped = {source.label for source in self.sources if source.flip_y}
         self._roots.update((source.label, source.root) for source in self.sources)
         self._roots[""] = Path("/")  # of files that are known by their whole path
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         self.committer = Committer(
             self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
         )
