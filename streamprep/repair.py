@@ -106,7 +106,7 @@ def _repair(
 def _committer(output: Path, path: Path, config: Config, plugins: Plugins) -> Iterator[tuple[Ledger, Committer]]:
     ledger = Ledger(path, remote=is_remote(file_system_of(output)), suffixes=config.matching.suffixes)
     try:
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         yield ledger, Committer(output, ledger, sinks)
     finally:
         ledger.close()

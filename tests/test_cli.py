@@ -22,7 +22,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from streamprep import __version__, completion, templates
-from streamprep.cli import PREPARING, SESSIONS, TRYING, app, main
+from streamprep.cli import PREPARING, SESSIONS, TRYING, WRITING, app, main
 from streamprep.model import ConfigError
 from streamprep.plugin_manager import load_plugins
 from tests.conftest import ROOT, Session
@@ -68,7 +68,7 @@ def test_every_option_is_explained() -> None:
 
 def test_verbs_stand_under_headings() -> None:
     text = call("--help")
-    for heading in (SESSIONS, PREPARING, TRYING):
+    for heading in (SESSIONS, PREPARING, TRYING, WRITING):
         assert f"─ {heading} ─" in text
     assert "Exit codes: 0" in text
 
