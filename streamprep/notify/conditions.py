@@ -67,12 +67,9 @@ class Watch:
     ----------
     settings
         What is too long and too much.
-    reserve_bytes
-        Below this much free space the session pauses, unless the snapshot says so.
     """
 
     settings: NotifySection
-    reserve_bytes: int = 0
     _told: dict[str, _Told] = field(
         default_factory=lambda: {
             "stopped": _Told(0, 0),
@@ -133,7 +130,7 @@ class Watch:
 
     def _disk(self, snapshot: Snapshot) -> Found:
         free, full = snapshot.disk_free_bytes, snapshot.disk_full_seconds
-        reserve, soon = snapshot.disk_reserve_bytes or self.reserve_bytes, 3600 * self.settings.disk_hours
+        reserve, soon = snapshot.disk_reserve_bytes, 3600 * self.settings.disk_hours
         said = f"{free / 2**30:,.1f} GiB free"
         if free < 2 * reserve or (full is not None and full < soon):
             pace = f", at this pace full in {span(full)}" if full is not None else ""

@@ -52,7 +52,7 @@ class Messenger:
         self, config: Config, send: Callable[[Message], None], *, clock: Callable[[], float], now: Callable[[], float]
     ) -> None:
         self._settings, self._send, self._clock, self._now = config.notify, send, clock, now
-        self._watch = Watch(config.notify, config.session.reserve_mib << 20)
+        self._watch = Watch(config.notify)
         self.session = _short(config.notify.name or config.folder.name or "session")
         self.host = _short(socket.gethostname())
         self._snapshot: Snapshot | None = None
