@@ -408,10 +408,10 @@ def operation_finished(item: str, operation: str, seconds: float) -> None:
 
 
 @hookspec
-def item_finished(item: str, state: str, reason: str | None) -> None:
+def item_finished(item: str, state: str, reason: str | None, warnings: Sequence[str]) -> None:
     """Say how an item ended: done, rejected, failed or superseded (its file was removed), with the reason.
 
-    When: after the ledger's transaction. Example: notify on failures.
+    When: after the ledger's transaction. Receives: also what operations warned of. Example: notify on failures.
     """
 
 
