@@ -294,6 +294,7 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
 
     _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")
     _out(f"plugins        {len(plugins.operations)} operations, {len(plugins.broken)} plugins could not be loaded")
+    _out(f"sinks          {', '.join(sink.name for sink in plugins.make_sinks(loaded))}")
     _out(f"device         {choose_backend(loaded.session.device).description}")
     for source in make_sources(loaded, plan):
         kind = file_system_of(source.root)
@@ -381,6 +382,23 @@ def ops(
         _out(templates.operations_page(plugins).rstrip("\n"))
     else:
         _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
+
+
+@app.command()
+def hooks(
+    name: Annotated[str | None, typer.Argument(help="Hook to explain.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them, as one page of Markdown.")] = False,
+) -> None:
+    """List the hooks that plugins may implement, or explain one: when it is called, what it receives and returns.
+
+    Example: [bold]streamprep hooks process_particles[/bold]
+    """
+    from streamprep import hook_reference
+
+    if markdown:
+        _out(hook_reference.page().rstrip("\n"))
+    else:
+        _out(hook_reference.explain_hook(name) if name else hook_reference.list_hooks())
 
 
 @app.command()
@@ -531,6 +549,30 @@ def apply(
         sys.stderr.write(f"note: {_shown(note)}\n")
     for warning in warnings:
         sys.stderr.write(f"warning: {_shown(warning)}\n")
+
+
+@app.command()
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the operation, as band-pass.")],
+    folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+    hook: Annotated[
+        str,
+        typer.Option(
+            metavar="process_particles|process_micrograph|process_coordinates|process_map",
+            help="What the operation works on.",
+        ),
+    ] = "process_particles",
+) -> None:
+    """Write a package to begin a plugin with: an operation, its tests, a README.
+
+    Its tests pass as it is; docs/plugins.md goes on from there.
+
+    Example: [bold]streamprep new-plugin band-pass --hook process_map[/bold]
+    """
+    from streamprep.new_plugin import new_plugin
+
+    root = new_plugin(name, folder, hook, load_plugins())
+    _out(f"wrote {root}; now: cd {root} && pip install --editable '.[dev]' && pytest")
 
 
 @app.command()

@@ -92,6 +92,8 @@ class _Published:
     rows: int = 0
     at: float = float("-inf")
     cost: float = 0.0
+    behind: float | None = None
+    """Since when the ledger holds another version."""
 
 
 def size_of(path: Path) -> int:
@@ -180,6 +182,12 @@ class Committer:
         versions = self._ledger.versions()
         found = rows_of_sets({name: versions[name][1] for name in self._growing if name in versions})
         return found or {name: 0 for name in self._growing if name in self._main}
+
+    def unpublished(self) -> tuple[int, float]:
+        """Rows that are committed and not yet in the published tables of the sets, and for how long the oldest [s]."""
+        missing = {name: max(0, rows - self._published[name].rows) for name, rows in self.row_counts().items()}
+        since = [state.behind for state in self._published.values() if state.behind is not None]
+        return sum(missing.values()), self._clock() - min(since) if since else 0.0
 
     # --- recovery ---
 
@@ -579,6 +587,8 @@ class Committer:
             if state.version < 0 and mark is not None and self._ledger.get(f"published {name}") == mark:
                 self._published[name] = _Published(version, rows)
                 continue
+            if state.behind is None:
+                state.behind = now
             grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
             due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
             if not (due or force):

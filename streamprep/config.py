@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,7 @@ from streamprep.model import ConfigError, nearest
 from streamprep.naming import DEFAULT_SUFFIXES
 
 Parameters = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -150,6 +151,7 @@ class Config(_Section):
     extract: Parameters | None = Field(None, description="How boxes are cut.")
     particles: dict[str, Parameters] = Field({}, description="Operations on particle images.")
     maps: dict[str, Parameters] = Field({}, description="Operations on maps.")
+    sinks: dict[str, Parameters] = Field({}, description="Sinks of plugins, and their parameters.")
 
     file: Path = Field(Path("streamprep.toml"), exclude=True)
     """Where it was read from; not a key of the file."""
@@ -165,6 +167,21 @@ class Config(_Section):
             return Path(self.folder, Path(path).expanduser()).absolute()
         except RuntimeError as error:
             raise ConfigError(f"{self.file}: {path!r}: no home folder is known for its ~; write it out") from error
+
+    def sink(self, name: str, model: type[M]) -> M | None:
+        """The parameters of a plugin's sink, from its table ``[sinks.NAME]``; None where the file has no such table.
+
+        Raises
+        ------
+        ConfigError
+            A parameter is unknown or not allowed.
+        """
+        if name not in self.sinks:
+            return None
+        try:
+            return model.model_validate(self.sinks[name])
+        except ValidationError as error:
+            raise ConfigError("\n".join(explain(error, f"{self.file}: [sinks.{name}]", model))) from error
 
     @property
     def watch_folders(self) -> list[Path]:

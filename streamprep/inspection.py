@@ -36,10 +36,10 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
     output = _existing(config, plan)
     lock = try_lock(output, shared=True)
     if lock is None:
-        return {"daemon": "running", **_last_written(output)}
+        return {"daemon": "running", **last_written(output)}
     with lock:
         if not os.access(output / STATE_FOLDER, os.W_OK):  # another user's: opening a ledger writes
-            return {"daemon": "not running", **_last_written(output)}
+            return {"daemon": "not running", **last_written(output)}
         ledger = open_ledger(output, config, plan, looking=True)
         try:
             return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
@@ -47,7 +47,14 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
             ledger.close()
 
 
-def _last_written(output: Path) -> dict[str, Any]:
+def last_written(output: Path) -> dict[str, Any]:
+    """What the daemon wrote last of its state, and how old that is; nothing is locked.
+
+    Raises
+    ------
+    ConfigError
+        It wrote nothing so far, or that cannot be read.
+    """
     path = output / STATE_FOLDER / "status.json"
     try:
         written = path.stat().st_mtime

@@ -1658,12 +1658,11 @@ class Ledger:
         ).fetchone()
         return int(row[0])
 
-    def oldest_waiting(self) -> float | None:
-        """When the oldest item was noticed that still waits or is queued."""
+    def oldest(self, state: Literal["ready", "queued"]) -> float | None:
+        """When the oldest item was noticed that still waits (ready), or is being made (queued)."""
         oldest = [
             row[0]
             for kind in ITEM_KINDS
-            for state in ("ready", "queued")
             for row in self._db.execute(
                 "SELECT noticed FROM files WHERE kind = ? AND state = ? ORDER BY id LIMIT 1", (kind, state)
             )

@@ -108,7 +108,7 @@ def _committer(output: Path, path: Path, config: Config, plugins: Plugins) -> It
     remote = is_remote(file_system_of(output))
     ledger = Ledger(path, remote=remote, suffixes=config.matching.suffixes, upgrade=upgrade)
     try:
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         yield ledger, Committer(output, ledger, sinks)
     finally:
         ledger.close()
