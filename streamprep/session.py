@@ -345,7 +345,9 @@ def open_ledger(output: Path, config: Config, plan: Plan, *, looking: bool = Fal
         ledger.put("plan", plan.hash)
     elif made_with != plan.hash:
         ledger.close()
-        raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
+        raise ConfigError(
+            f"{output}: the ledger belongs to another plan; give the configuration that it was made with, or --new-set"
+        )
     for kind, needed in required_kinds(config, plan).items():
         ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
     if _plan_hash_of(output) != plan.hash:
