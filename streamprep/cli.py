@@ -201,7 +201,8 @@ def _style(log_json: bool, quiet: bool, plain: bool) -> str:
         return "json"
     if quiet:
         return "quiet"
-    return "plain" if plain or not sys.stdout.isatty() else "live"
+    dumb = os.environ.get("TERM", "dumb") in ("dumb", "unknown", "")
+    return "plain" if plain or dumb or not sys.stdout.isatty() else "live"
 
 
 def _session(
@@ -234,6 +235,7 @@ def _session(
         console = _prepare_session(engine, plugins, style)
         ending.callback(console.restore)
         last = engine.run()
+        console.close()
     return 1 if last.mode == "stopped" or (once and last.failed) else 0
 
 
