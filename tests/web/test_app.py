@@ -43,12 +43,24 @@ def test_the_overview_tells_what_goes_on(busily: Looked) -> None:
     page = busily.get("/").page
     for said in (
         "running", "312 micrographs per hour", "230 done", "11 waiting", "3 failed", "1 rejected", "8 with warnings",
-        "Last hour", "Whole session", "publishing (rows) 87,400 1,240 41 s", "processing 312 9 31 s",
+        "Last hour", "publishing (rows) 87,400 1,240 41 s", "processing 312 9 31 s",
         "1.3 TiB free of 8.0 TiB", "NVIDIA A40 71 %, 63 °C", "is on nfs4", "waits for coordinates",
         "14 of 282 boxes have outliers", "Newest pictures",
     ):  # fmt: skip
         assert said in page.words, said
     assert "/report.html" in [link["href"] for link in page.all("a")]
+
+
+def test_the_whole_session_is_drawn_once_it_is_longer_than_its_last_hour(looked: Looked) -> None:
+    write_status(looked.output, snapshot(looked.output), modified=NOW)
+    log_commits(looked.output, [commit("M/a", finished=NOW - 60)])
+    looked.look()
+    words = looked.get("/").page.words
+    assert "Last hour" in words
+    assert "Whole session" not in words
+    log_commits(looked.output, [commit("M/b", finished=NOW - 4000)])
+    looked.look()
+    assert "Whole session" in looked.get("/").page.words
 
 
 def test_a_silent_daemon_is_not_shown_as_running(busily: Looked) -> None:
@@ -226,7 +238,18 @@ def test_pictures_are_those_of_the_index_and_no_others(looked: Looked, tmp_path:
     (folder / "fine.png").symlink_to("a.png")
     os.mkfifo(folder / "fifo.png")
     outside = str(tmp_path / "secret.png")
-    names = ["a.png", "gallery/sub/b.jpg", "link.png", "fine.png", "fifo.png", "c.txt", "../../secret.png", outside, 3]
+    names = [
+        "a.png",
+        "gallery/sub/b.jpg",
+        "link.png",
+        "fine.png",
+        "fifo.png",
+        "c.txt",
+        "../../secret.png",
+        "sub/../a.png",
+        outside,
+        3,
+    ]
     (folder / "index.json").write_text(json.dumps([{"item": "m", "kind": "k", "files": names, "finished": "?"}]))
     looked.look()
     served = {"a.png": "image/png", "sub/b.jpg": "image/jpeg", "fine.png": "image/png"}
