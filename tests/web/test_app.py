@@ -89,7 +89,9 @@ def test_an_item_tells_all_that_is_known_of_it(busily: Looked) -> None:
         f"particles/{name}.mrcs", "_autopick.star", "Generation 1",
     ):  # fmt: skip
         assert said in page.words, said
-    assert [image["src"] for image in page.all("img")] == ["/gallery/micrograph_0.jpg", "/gallery/particles_0.jpg"]
+    assert [image["src"] for image in page.all("img")] == [
+        f"/gallery/{name}/{kind}.jpg?v={NOW:.0f}" for kind in ("micrograph", "particles")
+    ]
 
 
 def test_a_failure_comes_with_its_traceback_and_the_command_that_retries_it(busily: Looked) -> None:
@@ -129,8 +131,9 @@ def act_hostile(output: Path) -> None:
     (output / "gallery").mkdir()
     (output / "gallery" / "a.png").write_bytes(b"png")
     (output / "gallery" / "index.json").write_text(
-        json.dumps([{"item": HOSTILE, "kind": WILD, "files": ["a.png", f"{HOSTILE}.png"]},
-                    {"item": WILD, "kind": "x", "files": ["a.png"]}])
+        json.dumps({"items": [
+            {"item": HOSTILE, "files": [{"file": "a.png", "name": WILD, "about": WILD}, {"file": f"{HOSTILE}.png"}]},
+            {"item": WILD, "files": [{"file": "a.png", "name": "x"}]}]})
     )  # fmt: skip
     made = snapshot(
         output, message=WILD, device=WILD, failures=failures, failed=1, waiting=((WILD, WILD, 3.0),), waiting_count=9,
@@ -202,7 +205,13 @@ def test_looking_locks_nothing_and_changes_nothing(busily: Looked) -> None:
 
     (busily.output / ".streamprep" / "lock").write_text("1")
     before = tree()
-    for target in (*PAGES, item_address(hole(3)), "/metrics", "/api/status.json", "/gallery/micrograph_0.jpg"):
+    for target in (
+        *PAGES,
+        item_address(hole(3)),
+        "/metrics",
+        "/api/status.json",
+        f"/gallery/{hole(229)}/particles.jpg",
+    ):
         assert busily.get(target).status == 200
     busily.watch.look()
     assert tree() == before
@@ -250,7 +259,9 @@ def test_pictures_are_those_of_the_index_and_no_others(looked: Looked, tmp_path:
         outside,
         3,
     ]
-    (folder / "index.json").write_text(json.dumps([{"item": "m", "kind": "k", "files": names, "finished": "?"}]))
+    (folder / "index.json").write_text(
+        json.dumps({"items": [{"item": "m", "files": [{"file": name} for name in names], "finished": "?"}]})
+    )
     looked.look()
     served = {"a.png": "image/png", "sub/b.jpg": "image/jpeg", "fine.png": "image/png"}
     for name, kind in served.items():
@@ -265,7 +276,8 @@ def test_pictures_are_those_of_the_index_and_no_others(looked: Looked, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "{", "3", '{"pictures": 3}', "[3, null, {}]", '[{"files": "ab"}]', '[{"files": 3}]']
+    "said",
+    ["", "{", "3", "[]", '{"items": 3}', '{"items": [3, null, {}, {"files": 3}, {"files": ["ab", {"file": 3}, {}]}]}'],
 )
 def test_an_index_that_says_nothing_shows_nothing(looked: Looked, said: str) -> None:
     (looked.output / "gallery").mkdir(parents=True)
