@@ -259,6 +259,9 @@ def init(
         typer.Option("--operation", "-o", metavar="LANE.NAME", help="Turn this operation on. May be repeated."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write nothing; print the reference of all keys as a page of Markdown.")
+    ] = False,
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
@@ -266,6 +269,9 @@ def init(
 
     Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
     """
+    if markdown:
+        _out(templates.configuration_page(load_plugins()).rstrip("\n"))
+        return
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
