@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,6 @@ from pydantic import BaseModel, Field
 
 from streamprep import templates
 from streamprep.config import Config
-from streamprep.hookspecs import Params, operation
-from streamprep.model import Map
 from streamprep.plugin_manager import Plugins, load_plugins
 from tests.conftest import ROOT
 from tests.test_cli import call
@@ -91,16 +90,10 @@ def test_every_operation_of_ours_has_a_small_picture_and_others_need_none(plugin
             picture.load()
             assert picture.width <= 800
 
-    @operation("process_map", order=1, params=Params, name="theirs")
-    def theirs(map: Map) -> Map:
-        """Nothing."""
-        return map
-
-    plugins.manager.register(type("Theirs", (), {"theirs": staticmethod(theirs)}), name="theirs")
-    try:
-        page = templates.operations_page(plugins)
-    finally:
-        plugins.manager.unregister(name="theirs")
+    one = plugins.operations[-1]
+    theirs = replace(one, info=replace(one.info, name="theirs"), distribution="streamprep-theirs")
+    page = templates.operations_page(replace(plugins, operations=[*plugins.operations, theirs]))
+    assert "\n## theirs\n" in page
     assert page.count("![Before and after") == len(ours)
 
 
