@@ -36,18 +36,25 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
     output = _existing(config, plan)
     lock = try_lock(output, shared=True)
     if lock is None:
-        return {"daemon": "running", **_last_written(output)}
+        return {"daemon": "running", **last_written(output)}
     with lock:
         if not os.access(output / STATE_FOLDER, os.W_OK):  # another user's: opening a ledger writes
-            return {"daemon": "not running", **_last_written(output)}
-        ledger = open_ledger(output, config, plan)
+            return {"daemon": "not running", **last_written(output)}
+        ledger = open_ledger(output, config, plan, looking=True)
         try:
             return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
         finally:
             ledger.close()
 
 
-def _last_written(output: Path) -> dict[str, Any]:
+def last_written(output: Path) -> dict[str, Any]:
+    """What the daemon wrote last of its state, and how old that is; nothing is locked.
+
+    Raises
+    ------
+    ConfigError
+        It wrote nothing so far, or that cannot be read.
+    """
     path = output / STATE_FOLDER / "status.json"
     try:
         written = path.stat().st_mtime
@@ -141,7 +148,7 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
             raise ConfigError(f"{output}: the daemon cannot be asked: {error.strerror}") from error
         return "the running daemon was asked to take failed items up again"
     with lock:
-        ledger = open_ledger(output, config, plan)
+        ledger = open_ledger(output, config, plan, looking=True)
         try:
             count = ledger.retry(name)
         finally:

@@ -13,6 +13,34 @@ Mode = Literal["starting", "running", "waiting", "paused", "stopped", "draining"
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One step on the way of what is acquired: how much passed it lately, and what has not yet."""
+
+    name: str
+    """settling, waiting, processing, committing or publishing."""
+    per_hour: float
+    """Items that left it, over the last minutes; rows of the sets for publishing."""
+    backlog: int
+    """Items that have not left it yet; rows for publishing."""
+    oldest_seconds: float
+    """Age of the oldest of these, since it was noticed; 0 where there is none.
+
+    For settling, committing and publishing since it came to this stage.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU at one moment."""
+
+    name: str
+    load_percent: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    temperature_celsius: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of a session at one moment: what consoles draw and `streamprep status` prints."""
 
@@ -53,6 +81,25 @@ class Snapshot:
     disk_free_bytes: int
     items: str = "micrographs"
     """What the session works on: micrographs, stacks (of particles), maps, or items where it is several."""
+    started: float = 0.0
+    """When this run began, seconds since 1970."""
+    taken: float = 0.0
+    """When this was taken, seconds since 1970."""
+    stages: tuple[Stage, ...] = ()
+    """In the order in which items pass them."""
+    arrived_seconds: float | None = None
+    """How long ago the last file arrived; None where none did in this run."""
+    finished_seconds: float | None = None
+    """How long ago the last item ended, done or not; None where none did in this run."""
+    recent_warnings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What operations warned of, the newest items first: the item, the warnings."""
+    disk_total_bytes: int = 0
+    disk_reserve_bytes: int = 0
+    """Below this much free space the session pauses."""
+    disk_full_seconds: float | None = None
+    """When the reserve is reached at the pace of the last minutes; None where the space does not shrink."""
+    gpus: tuple[Gpu, ...] = ()
+    """The GPUs that the session uses, where they can be asked."""
 
 
 def rows_of_sets(tables: Mapping[str, int]) -> dict[str, int]:
@@ -80,24 +127,23 @@ def unmatched_text(kind: str, name: str) -> str:
 
 
 @dataclass(slots=True)
-class Rates:
-    """What was finished in the last minutes, summed up by the second."""
+class Rate:
+    """How much happened in the last minutes, summed up by the second."""
 
-    done: deque[tuple[float, int, int]] = field(default_factory=deque)
-    """Beginning of a second, items, particles."""
+    sums: deque[tuple[float, int]] = field(default_factory=deque)
+    """Beginning of a second, and how much in it."""
 
-    def add(self, now: float, particles: int) -> None:
-        """Count one item, with its particles."""
-        if self.done and now - self.done[-1][0] < 1.0:
-            since, items, before = self.done.pop()
-            self.done.append((since, items + 1, before + particles))
-        else:
-            self.done.append((now, 1, particles))
+    def add(self, now: float, amount: int = 1) -> None:
+        """Count something."""
+        if self.sums and now - self.sums[-1][0] < 1.0:
+            since, before = self.sums.pop()
+            self.sums.append((since, before + amount))
+        elif amount:
+            self.sums.append((now, amount))
 
-    def measure(self, now: float, since: float) -> tuple[float, float]:
-        """Items per hour and particles per second, over the last minutes or since the start."""
-        while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
-            self.done.popleft()
+    def per_hour(self, now: float, since: float) -> float:
+        """How much per hour, over the last minutes or since the start."""
+        while self.sums and now - self.sums[0][0] > RATE_WINDOW_SECONDS:
+            self.sums.popleft()
         span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
-        items, particles = (sum(part[index] for part in self.done) for index in (1, 2))
-        return 3600 * items / span, particles / span
+        return 3600 * sum(amount for _, amount in self.sums) / span

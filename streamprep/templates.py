@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from streamprep.config import Config, CtfSection, OpticsSection, Session
@@ -268,7 +268,7 @@ def type_text(field: FieldInfo) -> str:
 
 
 def _kind_text(kind: Any) -> str:
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", SecretStr: "text"}
     origin, parts = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
     if origin is Annotated:
         return _kind_text(parts[0])
