@@ -1,6 +1,7 @@
 """What mkdocs does not do by itself.
 
-Formulas become MathML while the site is built, so that no script has to. SECURITY.md, which lies beside docs/, is a page.
+Formulas become MathML while the site is built, so that no script has to. SECURITY.md, which lies beside docs/, is a
+page, too.
 """
 
 from __future__ import annotations
