@@ -20,7 +20,8 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, expose, prepare
 
-Prepare = Callable[[Engine, Plugins, str], object]
+Prepare = Callable[[Engine, Plugins, str], Any]
+"""Registers a console, and returns it."""
 
 
 class _StopWhenDone:
@@ -70,7 +71,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
     config = load(folder / "streamprep.toml")
     plugins = load_plugins(block=config.plugins.block)
     engine = Engine(config, plugins, resolve(config, plugins))
-    prepare_session(engine, plugins, style)
+    console = prepare_session(engine, plugins, style)
     stopper = _StopWhenDone(micrographs)
     stopper.engine = engine
     plugins.manager.register(stopper)
@@ -94,6 +95,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
     finally:
         beam_off.set()
         thread.join()
+        console.close()
     picture = draw(engine.output, folder, config.folder)
     if picture is not None:
         print(f"picture: {picture} (circles: particles, squares: noise boxes)")  # noqa: T201

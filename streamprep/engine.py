@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -279,7 +279,8 @@ class Engine:
     def handle_signals(self, restore: Callable[[], None] = lambda: None) -> None:
         """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
 
-        ``restore`` is called before that end, to give the terminal back.
+        A SIGHUP that is ignored, as under ``nohup``, stays so. ``restore`` is called before that end, to give the
+        terminal back.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -292,6 +293,8 @@ class Engine:
             self._wake.set()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             signal.signal(number, handle)
 
     def stop(self) -> None:
@@ -757,7 +760,8 @@ class Engine:
             if remark not in self._told:
                 self._told.add(remark)
                 self._tell(f"{remark}; the first is {job.item}")
-        self._item_finished(job.item, "done", "; ".join((*outcome.warnings, *outcome.notes)) or None)
+        reason = "; ".join((*outcome.warnings, *outcome.notes)) or None
+        self._item_finished(job.item, "done", reason, outcome.warnings)
 
     def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:
         final = outcome.verdict == "bad-input" or job.attempts + 1 >= self._max_attempts
@@ -791,11 +795,11 @@ class Engine:
             )
             self._tell(self._message)
 
-    def _item_finished(self, item: str, state: str, reason: str | None) -> None:
+    def _item_finished(self, item: str, state: str, reason: str | None, warnings: Sequence[str] = ()) -> None:
         if state == "failed":
             log.error("%s: %s", item, reason)
         self._view.ended()
-        self._call("item_finished", item=item, state=state, reason=reason)
+        self._call("item_finished", item=item, state=state, reason=reason, warnings=warnings)
 
     # --- disk ---
 

@@ -468,12 +468,12 @@ def operation_finished(item: str, operation: str, seconds: float) -> None:
 
 
 @hookspec
-def item_finished(item: str, state: str, reason: str | None) -> None:
+def item_finished(item: str, state: str, reason: str | None, warnings: Sequence[str]) -> None:
     """Say how an item ended.
 
     When: after the ledger's transaction.
     Receives: the item's name; its state, done, rejected, failed or superseded (its file was removed); the reason, or
-    the warnings of one that is done, or None.
+    the warnings and notes of one that is done, or None; what operations warned of.
     Returns: nothing.
     Raises: whatever it raises is logged, and nothing else comes of it.
     Example: ``if state == "failed": send(f"{item}: {reason}")``

@@ -42,6 +42,7 @@ BUILTIN_SINKS = (
     "streamprep.sinks.coordinates",
     "streamprep.sinks.maps",
     "streamprep.sinks.status",
+    "streamprep.notify",
 )
 BUILTIN_FORMATS = ("streamprep.formats",)
 
