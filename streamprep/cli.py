@@ -576,7 +576,7 @@ def upgrade(
 
     Where more than versions differs, it is refused. A ledger of an older form is upgraded by the next start anyway.
 
-    Example: [bold]streamprep upgrade --yes && streamprep run[/bold]
+    Example: [bold]streamprep upgrade --yes[/bold]
     """
     loaded, _, made = _prepare(config, overrides)
     from streamprep.upgrading import continue_with, other_versions
