@@ -289,6 +289,9 @@ def init(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write nothing; print the reference of all keys as a page of Markdown.")
+    ] = False,
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
@@ -299,6 +302,9 @@ def init(
     from streamprep import templates
     from streamprep.plugin_manager import load_plugins
 
+    if markdown:
+        _out(templates.configuration_page(load_plugins()).rstrip("\n"))
+        return
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")

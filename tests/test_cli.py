@@ -21,10 +21,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from streamprep import __version__, completion, templates
+from streamprep import __version__, completion
 from streamprep.cli import PREPARING, SESSIONS, TRYING, WRITING, app, main
 from streamprep.model import ConfigError
-from streamprep.plugin_manager import load_plugins
 from tests.conftest import ROOT, Session
 
 GROUP = get_command(app)
@@ -231,24 +230,6 @@ def test_init_for_maps_alone_watches_maps_and_extracts_nothing(tmp_path: Path) -
     written = tomllib.loads((tmp_path / "streamprep.toml").read_text())
     assert written["session"]["watch"] == ["Micrographs", "Coordinates", "Maps"]
     assert written["maps"]["symmetrize"]["group"] == ""  # said to be needed; the check names what is allowed
-
-
-def test_the_page_of_operations_is_what_the_program_writes(tmp_path: Path) -> None:
-    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    plugins = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""}, sinks=False)
-    assert templates.operations_page(plugins) == page, (
-        "make it anew with: streamprep ops --markdown > docs/operations.md"
-    )
-    for made in plugins.operations:
-        assert f"\n## {made.info.name}\n" in page
-        for parameter in made.info.params.model_fields:
-            assert f"\n| `{parameter}` |" in page
-
-
-def test_the_configuration_page_is_what_init_writes(tmp_path: Path) -> None:
-    call("init", tmp_path)
-    page = (ROOT / "docs" / "configuration.md").read_text()
-    assert (tmp_path / "streamprep.toml").read_text().strip() in page, "make it anew with: streamprep init"
 
 
 def test_ops_lists_and_explains() -> None:
