@@ -11,10 +11,10 @@ demo: .venv/.installed ## Simulate a microscope, process its micrographs as they
 	$(BIN)/streamprep demo
 
 test: .venv/.installed-dev lint docs ## All checks: lint, types, import rules, the links of the documentation, the whole test suite
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 quick: .venv/.installed-dev ## The tests without the slow ones
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow"
 
 lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 	$(BIN)/ruff check .

@@ -570,6 +570,36 @@ def repair(
         _out(f"and {len(done.damaged) - SHOWN} more")
 
 
+@app.command(rich_help_panel=SESSIONS)
+def upgrade(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; what differs is told otherwise, and nothing is done.")
+    ] = False,
+) -> None:
+    """Have a session go on that other versions of streamprep or of plugins began.
+
+    Where more than versions differs, it is refused. A ledger of an older form is upgraded by the next start anyway.
+
+    Example: [bold]streamprep upgrade --yes[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep.upgrading import continue_with, other_versions
+
+    output, changes = other_versions(loaded, made)
+    for change in changes:
+        _out(change)
+    if not changes:
+        _out(f"{output}: made with these versions; nothing to do")
+    elif yes:
+        continue_with(loaded, made, output, changes)
+        _out(f"{output}: the next start goes on with it")
+    else:
+        _out(f"{output}: the same but for that; --yes has the session go on with these versions")
+        raise typer.Exit(1)
+
+
 # --- trying things out -----------------------------------------------------------------------------------------------
 
 

@@ -379,8 +379,8 @@ def test_demo_makes_a_summary_and_a_picture(tmp_path: Path) -> None:
     from PIL import Image
 
     made = Session(tmp_path)
-    for _ in range(2):  # a second time over the first
-        done = made.call("demo", "demo", "--micrographs", 2, "--interval", 0.1)
+    for fork in (False, True):  # a second time over the first
+        done = made.call("demo", "demo", "--micrographs", 2, "--interval", 0.1, fork=fork)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 micrographs done, 0 waiting, 0 failed" in done.stdout
         with Image.open(tmp_path / "demo" / "demo.png") as picture:
