@@ -19,6 +19,7 @@ from streamprep.config import (
     CtfSection,
     Matching,
     OpticsSection,
+    PicturesSection,
     PluginsSection,
     Session,
     Sets,
@@ -84,6 +85,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     for name, model in (
         ("matching", Matching),
         ("sets", Sets),
+        ("pictures", PicturesSection),
         ("plugins", PluginsSection),
         ("cluster", ClusterSection),
     ):
