@@ -33,10 +33,12 @@ def wanted(count: int, most: int, odd: Sequence[int] = ()) -> list[int]:
     newest = list(range(count - 1, max(-1, count - 1 - max(1, most // 3)), -1))
     chosen = dict.fromkeys([newest[0], *[number for number in odd if number < count][: most // 6]])
     chosen |= dict.fromkeys([*range(most // 6), *newest[1:]])
-    step = 1
-    while len(spread := [number for number in range(0, count, step) if number not in chosen]) > most - len(chosen):
-        step *= 2
-    return list((chosen | dict.fromkeys(spread)).keys())[:most]
+    room, step = most - len(chosen), 1
+    if room > 0:
+        while len(spread := [number for number in range(0, count, step) if number not in chosen]) > room:
+            step *= 2
+        chosen |= dict.fromkeys(spread)
+    return list(chosen)
 
 
 def due(count: int, most: int, made: Collection[int], odd: Sequence[int] = ()) -> list[int]:

@@ -232,7 +232,7 @@ def _statistics(look: Look) -> Iterator[Picture]:
             panels.append(_histogram({label: values[number] for label, values in found.items()}, f"{what} {when}"))
     if panels:
         about = "histograms of the mean and the standard deviation of each box, before and after the operations"
-        yield _svg("statistics.svg", panels, about, columns=2, size=(270, 170))
+        yield _svg("statistics.svg", panels, about, columns=2, size=(200, 150))
 
 
 def _histogram(values: Mapping[Label, FloatArray], title: str) -> Panel:
@@ -254,8 +254,8 @@ def _map(look: Look, threshold: float | None) -> Iterator[Picture]:
     there = {when: look.maps[when] for when in WHENS if when in look.maps}
     if not there:
         return
-    rows = " below: ".join(f"{when} the operations" for when in there)
-    about = f"central slices across x, y and z, and the sum along z; {'above: ' if len(there) == 2 else ''}{rows}"
+    rows = "above before, below after the operations" if len(there) == 2 else f"{next(iter(there))} the operations"
+    about = f"central slices across x, y and z, and the sum along z; {rows}"
     sheet = map_picture(list(there.values()), side_px=SLICE_PX)
     yield _jpeg("map.jpg", sheet, about)
     thumb = map_picture([list(there.values())[-1]], side_px=SLICE_PX)
@@ -300,7 +300,7 @@ def caption(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "defocus_um" in found:
         texts.append(("defocus", f"{found['defocus_um']:.2f} µm"))
     if "ctf_fit" in found:
-        texts.append(("Thon rings follow |CTF|²", f"{found['ctf_fit']:.2f}"))
+        texts.append(("correlation of Thon rings and |CTF|²", f"{found['ctf_fit']:.2f}"))
     for when in WHENS:
         if f"contrast_{when}" in found:
             value = found[f"contrast_{when}"]

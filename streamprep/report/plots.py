@@ -111,7 +111,7 @@ def as_file(svg: str) -> bytes:
 
 def _panel(panel: Panel, width: int, height: int) -> str:
     top = 18 + (13 if any(series.label for series in panel.series) else 0) + (0 if panel.title else -10)
-    left, right, bottom = 56, width - 12, height - 36
+    left, right, bottom = min(56, width // 5), width - 12, height - 36
     values = [
         (x, y) for series in panel.series for x, y in zip(series.x, series.y, strict=False)
         if math.isfinite(x) and math.isfinite(y)
@@ -143,7 +143,7 @@ def _panel(panel: Panel, width: int, height: int) -> str:
     def py(y: float) -> float:
         return bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
 
-    for tick in ticks(x_low, x_high):
+    for tick in ticks(x_low, x_high, max(2, width // 75)):
         parts.append(f'<path class="grid" d="M{px(tick):.1f} {top}V{bottom}"/>')
         parts.append(f'<text x="{px(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{number_text(tick)}</text>')
     for tick, shown in _power_ticks(y_low, y_high) if panel.powers else _y_ticks(y_low, y_high):

@@ -126,8 +126,8 @@ class Reader:
 
     def _source(self, done: Done, commit: Commit) -> Path:
         """The file that came, where it still is what was processed."""
-        moved = self.output / commit.source.relative / commit.job.file.path  # a session may be moved as a whole
-        path = next((there for there in (done.path, moved) if there.is_file()), done.path)
+        own = self.output / commit.source.relative / commit.job.file.path  # sessions are moved, and copied
+        path = own if own.is_file() else done.path
         found, identity = path.stat(), commit.job.file.identity
         if (found.st_size, found.st_mtime_ns) != (identity.size, identity.mtime_ns):
             raise ValueError(f"{path} is no longer the file that was processed")
