@@ -228,7 +228,7 @@ def _statistics(look: Look) -> Iterator[Picture]:
             for label, boxes in look.boxes.items()
             if when in boxes.images
         }
-        for number, what in enumerate(("mean", "standard deviation")) if found else ():
+        for number, what in enumerate(("mean", "std")) if found else ():
             panels.append(_histogram({label: values[number] for label, values in found.items()}, f"{what} {when}"))
     if panels:
         about = "histograms of the mean and the standard deviation of each box, before and after the operations"

@@ -110,7 +110,8 @@ def overview(history: History, trends: Trends, plan: Plan) -> Overview:
     if items:
         times = np.array([done.finished for done in items])
         made.first, made.last = float(times.min()), float(times.max())
-        made.plots.append(_throughput(times, items))
+        if len(items) > 1:
+            made.plots.append(_throughput(times, items))
         _trends(made, items, trends)
     made.warnings = grouped([(done.item, text) for done in items for text in done.warnings])
     try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ from streamprep.report.overview import Overview
 from streamprep.report.plots import STYLE
 from streamprep.snapshot import clean, unmatched_text
 
+CLEAR_CONTRAST = 0.02
+"""Below this, in standard deviations, particles count as neither bright nor dark."""
 CLEAR_FIT, CLEAR_MARGIN = 0.3, 0.2
 """Thon rings speak against the CTF of the table where they follow that of another defocus this well, and better by so
 much."""
@@ -48,6 +51,9 @@ def page(made: Overview, records: Sequence[Mapping[str, Any]], *, name: str, now
         why = _misfit(record["facts"])
         if why:
             odd.setdefault(record["item"], []).append(why)
+    dark, turned = _contrasts(records)
+    for item, why in turned:
+        odd.setdefault(item, []).append(why)
     items = [
         {
             **record,
@@ -65,6 +71,7 @@ def page(made: Overview, records: Sequence[Mapping[str, Any]], *, name: str, now
         made=made,
         status=made.status,
         items=items,
+        dark=dark,
         odd=[(item, whys, anchors.get(item)) for item, whys in odd.items()],
         most=most,
         plot_style=Markup(STYLE),  # noqa: S704 - our own
@@ -82,6 +89,18 @@ def _misfit(facts: Mapping[str, Any]) -> str:
         f"its Thon rings follow a defocus of {other:.2f} µm (correlation {best:.2f}), not {facts['defocus_um']:.2f} µm "
         f"({given:.2f})"
     )
+
+
+def _contrasts(records: Sequence[Mapping[str, Any]]) -> tuple[bool, list[tuple[str, str]]]:
+    """Whether the stored particles are dark on the whole, and the items whose particles are the other way round."""
+    found = {record["item"]: record["facts"].get("contrast_after", 0.0) for record in records}
+    clear = {item: value for item, value in found.items() if abs(value) >= CLEAR_CONTRAST}
+    if not clear:
+        return False, []
+    usual = median(clear.values())
+    turned = [item for item, value in clear.items() if value * usual < 0]
+    one, other = ("bright", "dark") if usual < 0 else ("dark", "bright")
+    return usual < 0, [(item, f"its stored particles are {one}, those of the others {other}") for item in turned]
 
 
 @cache

@@ -111,7 +111,7 @@ def as_file(svg: str) -> bytes:
 
 def _panel(panel: Panel, width: int, height: int) -> str:
     top = 18 + (13 if any(series.label for series in panel.series) else 0) + (0 if panel.title else -10)
-    left, right, bottom = min(56, width // 5), width - 12, height - 36
+    left, right, bottom = min(60, width // 5), width - 12, height - 36
     values = [
         (x, y) for series in panel.series for x, y in zip(series.x, series.y, strict=False)
         if math.isfinite(x) and math.isfinite(y)

@@ -306,6 +306,22 @@ def test_hostile_names_are_shown_as_text() -> None:
     assert "script-src" not in policy
 
 
+def test_particles_of_the_wrong_contrast_are_told() -> None:
+    def record(name: str, contrast: float) -> dict[str, object]:
+        return {"item": name, "kind": "micrograph", "generation": 1, "finished": 0.0, "notes": [], "files": []} | {
+            "facts": {"contrast_after": contrast}
+        }
+
+    usual = [record(f"m{number}", 0.1) for number in range(4)]
+    told = "its stored particles are dark, those of the others bright"
+    text = page(Overview(), [*usual, record("turned", -0.1), record("faint", -0.001)], name="", now=0, most=9)
+    assert Page(text).text.count(told) == 2  # above all, and where it is shown
+    assert "dark on the whole" not in text
+    text = page(Overview(), [record("a", -0.1), record("b", -0.2)], name="", now=0, most=9)
+    assert "dark on the whole" in text
+    assert "Stands out" not in text
+
+
 def test_warnings_that_differ_in_numbers_are_told_together() -> None:
     said = [(f"m{number}", f"{number} of 50 images are constant") for number in range(5)] + [("m9", "other")]
     assert grouped(said) == [("4 of 50 images are constant", 5, "m4"), ("other", 1, "m9")]
