@@ -159,6 +159,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple((named or [str(number) for number in range(count)])[:count])
 
 
+def gpu_addresses() -> tuple[str, ...]:
+    """Where the GPUs that this process may use are on the PCI bus; none where they cannot be used."""
+    found, _ = _probe_gpu()
+    if not found:
+        return ()
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    return tuple(str(runtime.deviceGetPCIBusId(number)) for number in range(int(runtime.getDeviceCount())))
+
+
 def see_only(gpu: str) -> None:
     """Let this process use one GPU alone; to be called before it uses any."""
     os.environ[VISIBLE_VARIABLE] = gpu

@@ -92,6 +92,8 @@ class _Published:
     rows: int = 0
     at: float = float("-inf")
     cost: float = 0.0
+    behind: float | None = None
+    """Since when the ledger holds another version."""
 
 
 def size_of(path: Path) -> int:
@@ -181,6 +183,12 @@ class Committer:
         found = rows_of_sets({name: versions[name][1] for name in self._growing if name in versions})
         return found or {name: 0 for name in self._growing if name in self._main}
 
+    def unpublished(self) -> tuple[int, float]:
+        """Rows that are committed and not yet in the published tables of the sets, and for how long the oldest [s]."""
+        missing = {name: max(0, rows - self._published[name].rows) for name, rows in self.row_counts().items()}
+        since = [state.behind for state in self._published.values() if state.behind is not None]
+        return sum(missing.values()), self._clock() - min(since) if since else 0.0
+
     # --- recovery ---
 
     def recover(self) -> list[str]:
@@ -196,7 +204,7 @@ class Committer:
         LedgerError
             Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
         """
-        done: list[str] = []
+        done = self.finish_upgrade()
         lost = self.lost()
         if lost:
             raise LedgerError(
@@ -223,6 +231,39 @@ class Committer:
             self._compare_item_files(table)  # `publish` goes on with it: there are as many as there are items
         self._renew(force=True)
         return done
+
+    def finish_upgrade(self) -> list[str]:
+        """After the ledger was upgraded, write the log of commits anew, in the form that its lines have now.
+
+        Returns
+        -------
+        list of str
+            What was upgraded, for the log; nothing where nothing was, or it was finished.
+        """
+        upgraded = self._ledger.get("upgraded")
+        if not upgraded:
+            return []
+        self.rewrite_journal()
+        self._ledger.put("upgraded", "")
+        return [upgraded]
+
+    def rewrite_journal(self) -> None:
+        """Write the log of commits anew, from what the ledger says."""
+        path, stands = self.rows_path(JOURNAL), list[tuple[int, Block]]()
+
+        def lines() -> Iterator[bytes]:
+            start = 0
+            for job in self._ledger.done_jobs():
+                made, shards, blocks, said = self._ledger.committed(job)
+                groups = {table: self._ledger.optics(table) for table in {block.table for block in blocks}}
+                optics = {table: dict(enumerate(known, start=1)) for table, known in groups.items() if known}
+                line = line_of(self.described(made, shards, blocks, optics, **said))
+                stands.append((job, Block(JOURNAL, start, len(line), 1, (), zlib.crc32(line))))
+                start += len(line)
+                yield line
+
+        _files.replace_whole(path, lines())
+        self._ledger.replace_journal(stands)
 
     def lost(self) -> list[str]:
         """What is committed and not there any more, by the sizes of files; a text for each."""
@@ -546,6 +587,8 @@ class Committer:
             if state.version < 0 and mark is not None and self._ledger.get(f"published {name}") == mark:
                 self._published[name] = _Published(version, rows)
                 continue
+            if state.behind is None:
+                state.behind = now
             grown, gap = rows - state.rows >= max(1, GROWTH * state.rows), now - state.at
             due = gap >= state.cost / COST_SHARE and (grown or gap >= self._publish_seconds)
             if not (due or force):

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from streamprep.config import load
 from streamprep.engine import Engine
@@ -15,7 +16,8 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, expose, prepare
 
-Prepare = Callable[[Engine, Plugins, str], object]
+Prepare = Callable[[Engine, Plugins, str], Any]
+"""Registers a console, and returns it."""
 
 
 class _StopWhenDone:
@@ -65,7 +67,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
     config = load(folder / "streamprep.toml")
     plugins = load_plugins(block=config.plugins.block)
     engine = Engine(config, plugins, resolve(config, plugins))
-    prepare_session(engine, plugins, style)
+    console = prepare_session(engine, plugins, style)
     stopper = _StopWhenDone(micrographs)
     stopper.engine = engine
     plugins.manager.register(stopper)
@@ -89,6 +91,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
     finally:
         beam_off.set()
         thread.join()
+        console.close()
     report = engine.output / "report.html"
     if report.exists():
         print(f"look at: {report}")  # noqa: T201

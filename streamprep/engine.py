@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from streamprep import __version__, formats
 from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
+from streamprep.gpu_load import GpuLoad
 from streamprep.hookspecs import OpticsGroups
 from streamprep.ledger import FileRow, JobRow
 from streamprep.model import Identity, InputError, Item, Kind, OutputError, StreamprepError
@@ -37,17 +38,15 @@ from streamprep.session import (
     require_named_files,
     stacks_sources,
 )
-from streamprep.snapshot import Mode, Rates, Snapshot
+from streamprep.snapshot import Mode, Snapshot
 from streamprep.stacks import NamedStacks
+from streamprep.viewing import Disk, View, Work, called
 from streamprep.watcher import Arrival, Watcher
 from streamprep.workers import WORKER, Executor, ItemJob, LocalExecutor, Outcome, TableJob, identity_or_none
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_SECONDS = 0.25
-VIEWS_SECONDS = 0.5
-UNMATCHED_SHARE = 0.01
-"""Most of the time that looking for entries of tables without a micrograph may take."""
 LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 STALE_SECONDS = 5.0
@@ -57,14 +56,6 @@ MOST_TOGETHER = 64
 MOST_ROWS_TOGETHER = 100_000
 """So many jobs, and rows of theirs, are committed together at most."""
 
-_ITEMS: Mapping[tuple[Kind, ...], str] = {
-    ("micrograph",): "micrographs",
-    ("particles",): "stacks",
-    ("map",): "maps",
-}
-"""What to call what a session works on."""
-
-KEPT_FAILURES = 20
 MOST_DOUBTS = 10
 MOST_UNSTORED = 3
 REMOVED_CHECKED = 1000
@@ -90,6 +81,8 @@ class _Running:
     job: JobRow | None = None
     table: FileRow | None = None
     folder: Path = Path()
+    ended: float = 0.0
+    """When the worker was done with it."""
     committed: bool = False
 
     @property
@@ -137,7 +130,10 @@ class Engine:
         self._make_executor = executor
         sources = make_sources(config, plan)
         self._required = required_kinds(config, plan)
-        self._device = device or choose_backend(config.session.device).description
+        plugins.make_sinks(config)  # what it has to say against the configuration comes before anything is made
+        backend = choose_backend(config.session.device) if device is None else None
+        on_gpu = backend is not None and backend.name == "gpu"
+        self._device = device or (backend.description if backend is not None else "")
         self.output, self._lock_file = open_output(config, plan, new_set=new_set)
         chosen = str(Path(config.session.output).with_name(self.output.name))  # --new-set numbers the folder
         config = self.config = config.model_copy(
@@ -153,7 +149,7 @@ class Engine:
         self._flipped = {source.label for source in self.sources if source.flip_y}
         self._roots.update((source.label, source.root) for source in self.sources)
         self._roots[""] = Path("/")  # of files that are known by their whole path
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         self.committer = Committer(
             self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
         )
@@ -199,20 +195,28 @@ class Engine:
         self._signals = 0
         self._wake = threading.Event()
         self._paused_until = 0.0
-        self._started = clock()
-        self._rates = Rates()
-        self._operations: dict[str, tuple[int, float]] = {}
         self._serial = 0
         self._checked = 0
         self._told: set[str] = set()
         self._next_snapshot = 0.0
         self._next_control = 0.0
         self._snapshot: Snapshot | None = None
-        self._seen_changes = -1
-        self._next_views = 0.0
-        self._views: dict[str, Any] = {}
-        self._next_unmatched = 0.0
-        self._unmatched: tuple[tuple[str, str], ...] = ()
+        self._disk = Disk(self.output, config.session.reserve_mib << 20)
+        self._gpus = GpuLoad() if on_gpu else None
+        self._view = View(
+            output=self.output,
+            plan=tuple(f"{step.table}.{step.name}" for step in plan.steps),
+            device=self._device,
+            items=called(tuple(self._required)),
+            ledger=self.ledger,
+            watcher=self.watcher,
+            committer=self.committer,
+            disk=self._disk,
+            gpus=self._gpus,
+            rescan_seconds=config.session.rescan_seconds,
+            clock=clock,
+            now=now,
+        )
 
     # --- running ---
 
@@ -236,6 +240,9 @@ class Engine:
         self._run = self.ledger.start_run(self._now(), __version__)
         self.ledger.join_all()
         self._executor = self._make_executor(self.config)
+        if self._gpus is not None:
+            self._gpus.start()
+        self._view.begin()
         self._moved = True  # where named stacks are is looked at in the loop, as after moves
         self.watcher.start()
         self._call("run_started", plan=self.plan, config=self.config)
@@ -244,6 +251,8 @@ class Engine:
     def finish(self) -> None:
         """Publish, and let everything go, also where `start` came only half way."""
         self.watcher.stop()
+        if self._gpus is not None:
+            self._gpus.stop()
         if self._executor is not None:
             self._executor.stop(wait=False)
         if self._run is not None:
@@ -270,7 +279,8 @@ class Engine:
     def handle_signals(self, restore: Callable[[], None] = lambda: None) -> None:
         """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
 
-        ``restore`` is called before that end, to give the terminal back.
+        A SIGHUP that is ignored, as under ``nohup``, stays so. ``restore`` is called before that end, to give the
+        terminal back.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -283,6 +293,8 @@ class Engine:
             self._wake.set()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             signal.signal(number, handle)
 
     def stop(self) -> None:
@@ -350,6 +362,7 @@ class Engine:
     def _take_in(self, arrivals: list[Arrival]) -> None:
         if not arrivals:
             return
+        self._view.arrived(len(arrivals))
         with self.ledger.transaction():
             for arrival in arrivals:
                 self._take_one(arrival)
@@ -593,6 +606,10 @@ class Engine:
                 if not self.ledger.is_claimed(running.job.id):
                     self._executor.cancel(running.future)
         done = [running for running in self._running if running.future.done()]
+        for running in done:
+            running.ended = self._clock()
+            if running.job is not None:
+                self._view.worked()
         self._running = [running for running in self._running if not running.future.done()]
         self._uncommitted += [(running, running.future.result()) for running in done]
         while self._uncommitted and not self._is_paused():
@@ -733,10 +750,8 @@ class Engine:
         self._stored += 1
         self._unstored.pop(job.id, None)
         particles = sum(rows.count for part in outcome.staged for rows in part.rows if rows.table == "particles.star")
-        self._rates.add(self._clock(), particles)
+        self._view.committed(particles, outcome.timings)
         for name, seconds in outcome.timings:
-            count, total = self._operations.get(name, (0, 0.0))
-            self._operations[name] = (count + 1, total + seconds)
             self._call("operation_finished", item=job.item, operation=name, seconds=seconds)
         for warning in outcome.warnings:
             if warning not in outcome.remarks:  # these are told once, below
@@ -745,7 +760,8 @@ class Engine:
             if remark not in self._told:
                 self._told.add(remark)
                 self._tell(f"{remark}; the first is {job.item}")
-        self._item_finished(job.item, "done", "; ".join((*outcome.warnings, *outcome.notes)) or None)
+        reason = "; ".join((*outcome.warnings, *outcome.notes)) or None
+        self._item_finished(job.item, "done", reason, outcome.warnings)
 
     def _job_failed(self, job: JobRow, outcome: Outcome, now: float) -> None:
         final = outcome.verdict == "bad-input" or job.attempts + 1 >= self._max_attempts
@@ -779,10 +795,11 @@ class Engine:
             )
             self._tell(self._message)
 
-    def _item_finished(self, item: str, state: str, reason: str | None) -> None:
+    def _item_finished(self, item: str, state: str, reason: str | None, warnings: Sequence[str] = ()) -> None:
         if state == "failed":
             log.error("%s: %s", item, reason)
-        self._call("item_finished", item=item, state=state, reason=reason)
+        self._view.ended()
+        self._call("item_finished", item=item, state=state, reason=reason, warnings=warnings)
 
     # --- disk ---
 
@@ -792,7 +809,7 @@ class Engine:
         return self._clock() < self._paused_until and not last_try
 
     def _disk_is_full(self) -> bool:
-        free, reserve = self._disk_free(), self.config.session.reserve_mib << 20
+        (_, free), reserve = self._disk.usage(), self._disk.reserve_bytes
         if free < reserve:
             said = f"{free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)"
             self._pause(OSError(errno.ENOSPC, said))
@@ -801,12 +818,6 @@ class Engine:
             self._mode, self._message = "running", ""
             self._tell("the output can be written again: going on")
         return False
-
-    def _disk_free(self) -> int:
-        try:
-            return shutil.disk_usage(self.output).free
-        except OSError:
-            return 0
 
     def _pause(self, error: OSError) -> None:
         """Take no new work, keep what is done, and try again every ten seconds."""
@@ -882,54 +893,13 @@ class Engine:
         return (*self.watcher.troubles, *(self._executor.troubles if self._executor is not None else ()))
 
     def _look(self) -> Snapshot:
-        clock, now, mode = self._clock(), self._now(), self._mode
-        if self.ledger.changes != self._seen_changes and (clock >= self._next_views or mode in ("finished", "stopped")):
-            changes, files = self.ledger.changes, self.ledger.file_counts()
-            self._views = {
-                "jobs": self.ledger.job_counts(),
-                "waiting": self.ledger.waiting(10),
-                "waiting_count": self.ledger.waiting_count(),
-                "failed": self.ledger.ended_count("failed"),
-                "rejected": self.ledger.ended_count("rejected"),
-                "unknown": files.get(("other", "rejected"), 0),
-                "failures": tuple(self.ledger.failures(KEPT_FAILURES)),
-                "warnings": self.ledger.warning_count(),
-                "oldest": self.ledger.oldest_waiting(),
-            }
-            self._seen_changes, self._next_views = changes, clock + VIEWS_SECONDS  # once all of them could be read
-        if clock >= self._next_unmatched or mode in ("finished", "stopped"):  # it looks at every entry
-            self._unmatched = tuple(self.ledger.unmatched(10))
-            pause = (self._clock() - clock) / UNMATCHED_SHARE
-            self._next_unmatched = clock + max(self.config.session.rescan_seconds, pause)
-        views = self._views
-        per_hour, per_second = self._rates.measure(clock, self._started)
-        if mode == "running" and not self._running:
-            mode = "waiting"
-        return Snapshot(
-            output=str(self.output),
-            mode=mode,
-            message=self._message,
-            plan=tuple(f"{step.table}.{step.name}" for step in self.plan.steps),
-            device=self._device,
-            workers=self._executor.size if self._executor is not None else 0,
-            elapsed_seconds=clock - self._started,
-            jobs=views["jobs"],
-            waiting=tuple((item, reason, now - since) for item, reason, since in views["waiting"]),
-            waiting_count=views["waiting_count"],
-            settling=self.watcher.settling,
-            running=tuple((running.name, clock - running.since) for running in self._running),
-            rows=self.committer.row_counts(),
-            items_per_hour=per_hour,
-            particles_per_second=per_second,
-            oldest_seconds=0.0 if views["oldest"] is None else now - views["oldest"],
-            operation_seconds={name: total / count for name, (count, total) in self._operations.items()},
-            failures=views["failures"],
-            failed=views["failed"],
-            rejected=views["rejected"],
-            warnings=views["warnings"],
-            unknown_files=views["unknown"],
-            unmatched=self._unmatched,
-            degraded=self._troubles(),
-            disk_free_bytes=self._disk_free(),
-            items=_ITEMS.get(tuple(self._required), "items"),
+        return self._view.take(
+            Work(
+                self._mode,
+                self._message,
+                self._executor.size if self._executor is not None else 0,
+                [(running.name, running.since) for running in self._running],
+                [running.ended for running, _ in self._uncommitted if running.job is not None],
+                self._troubles(),
+            )
         )

@@ -23,7 +23,10 @@ class Stage:
     backlog: int
     """Items that have not left it yet; rows for publishing."""
     oldest_seconds: float
-    """Age of the oldest of these; 0 where there is none."""
+    """Age of the oldest of these, since it was noticed; 0 where there is none.
+
+    For settling, committing and publishing since it came to this stage.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +127,23 @@ def unmatched_text(kind: str, name: str) -> str:
 
 
 @dataclass(slots=True)
-class Rates:
-    """What was finished in the last minutes, summed up by the second."""
+class Rate:
+    """How much happened in the last minutes, summed up by the second."""
 
-    done: deque[tuple[float, int, int]] = field(default_factory=deque)
-    """Beginning of a second, items, particles."""
+    sums: deque[tuple[float, int]] = field(default_factory=deque)
+    """Beginning of a second, and how much in it."""
 
-    def add(self, now: float, particles: int) -> None:
-        """Count one item, with its particles."""
-        if self.done and now - self.done[-1][0] < 1.0:
-            since, items, before = self.done.pop()
-            self.done.append((since, items + 1, before + particles))
-        else:
-            self.done.append((now, 1, particles))
+    def add(self, now: float, amount: int = 1) -> None:
+        """Count something."""
+        if self.sums and now - self.sums[-1][0] < 1.0:
+            since, before = self.sums.pop()
+            self.sums.append((since, before + amount))
+        elif amount:
+            self.sums.append((now, amount))
 
-    def measure(self, now: float, since: float) -> tuple[float, float]:
-        """Items per hour and particles per second, over the last minutes or since the start."""
-        while self.done and now - self.done[0][0] > RATE_WINDOW_SECONDS:
-            self.done.popleft()
+    def per_hour(self, now: float, since: float) -> float:
+        """How much per hour, over the last minutes or since the start."""
+        while self.sums and now - self.sums[0][0] > RATE_WINDOW_SECONDS:
+            self.sums.popleft()
         span = max(1.0, min(RATE_WINDOW_SECONDS, now - since))
-        items, particles = (sum(part[index] for part in self.done) for index in (1, 2))
-        return 3600 * items / span, particles / span
+        return 3600 * sum(amount for _, amount in self.sums) / span

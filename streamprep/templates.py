@@ -18,6 +18,7 @@ from streamprep.config import (
     Config,
     CtfSection,
     Matching,
+    NotifySection,
     OpticsSection,
     PicturesSection,
     PluginsSection,
@@ -88,6 +89,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
         ("pictures", PicturesSection),
         ("plugins", PluginsSection),
         ("cluster", ClusterSection),
+        ("notify", NotifySection),
     ):
         lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:

@@ -223,6 +223,8 @@ class Watcher:
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._candidates: dict[tuple[int, str], _Candidate] = {}
         """What settles, in the order in which it is to be looked at."""
+        self._seen: dict[tuple[int, str], float] = {}
+        """When each of these was first seen, the oldest first."""
         self._observer: Any = None
         self._scan: Iterator[tuple[int, str]] | None = None
         self._new_folders: deque[Iterator[tuple[int, str]]] = deque()
@@ -300,6 +302,12 @@ class Watcher:
     def settling(self) -> int:
         """Files seen and not yet settled."""
         return len(self._candidates)
+
+    @property
+    def settling_seconds(self) -> float:
+        """For how long the oldest of these has been there."""
+        oldest = next(iter(self._seen.values()), None)
+        return 0.0 if oldest is None else max(0.0, self.clock() - oldest)
 
     def idle(self) -> bool:
         """Whether a full scan is done and nothing but incomplete files is left to wait for."""
@@ -488,7 +496,7 @@ class Watcher:
                     continue
                 identity, candidate = self._identity(path), self._candidates.get(key)
                 if identity is None:
-                    self._candidates.pop(key, None)
+                    self._drop(key)
                 elif candidate is None:
                     found[relative] = identity
                 elif candidate.identity != identity:
@@ -503,6 +511,11 @@ class Watcher:
         """Let a file settle, behind all others."""
         self._candidates.pop(key, None)
         self._candidates[key] = candidate
+        self._seen.setdefault(key, candidate.since)
+
+    def _drop(self, key: tuple[int, str]) -> None:
+        self._candidates.pop(key, None)
+        self._seen.pop(key, None)
 
     def _others(self, number: int) -> list[tuple[str, Source]]:
         """The sources that may take a file before this one does, and how the paths of their files begin."""
@@ -530,7 +543,7 @@ class Watcher:
             number, relative = key
             identity = self._identity(os.path.join(self.sources[number].root, relative))  # noqa: PTH118
             if identity is None:
-                del self._candidates[key]
+                self._drop(key)
                 continue
             if identity != candidate.identity:
                 self._put(key, _Candidate(identity, now))
@@ -564,7 +577,8 @@ class Watcher:
         return self._finish(key, None, head)
 
     def _finish(self, key: tuple[int, str], problem: str | None, head: bytes = b"") -> Arrival | None:
-        candidate = self._candidates.pop(key)
+        candidate = self._candidates[key]
+        self._drop(key)
         return Arrival(self.sources[key[0]], key[1], candidate.identity, head, problem)
 
 

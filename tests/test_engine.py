@@ -24,6 +24,7 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.session import find_output, make_sources
 from streamprep.sinks import _files
+from streamprep.viewing import Disk
 from streamprep.workers import Executor, InlineExecutor, ItemJob, Outcome, TableJob, run_job
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
@@ -242,7 +243,7 @@ def test_intake_pauses_below_the_reserve(
     engine, spy = make("session.reserve_mib=100", clock=Clock(0.2))
     monkeypatch.setattr(engine, "_wake", Instant())
     looks = iter([50 << 20] * 3)
-    monkeypatch.setattr(engine, "_disk_free", lambda: next(looks, 1 << 30))
+    monkeypatch.setattr(Disk, "usage", lambda disk: (1 << 40, next(looks, 1 << 30)))
     last = engine.run()
     assert last.jobs == {"done": 3}
     assert any("50 MiB free, the reserve is 100 MiB" in message for message in spy.messages)

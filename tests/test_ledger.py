@@ -358,16 +358,17 @@ def test_waiting_says_for_what_and_since_when(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "ledger.sqlite", ("coordinates", "ctf"))
     file = rig.micrograph("mic.mrc")
     assert rig.ledger.waiting() == [("Micrographs/mic", "waits for coordinates; waits for ctf", NOW + 1)]
-    assert rig.ledger.oldest_waiting() == NOW + 1
+    assert rig.ledger.oldest("ready") == NOW + 1
     rig.table("ctf.star", {"mic.mrc": "1"}, "ctf")
     assert rig.waiting() == {"Micrographs/mic": "waits for coordinates"}
     rig.table("mic.star", {"mic.star": "1"})
     assert rig.waiting() == {}
-    assert rig.ledger.oldest_waiting() == NOW + 1, "it is not done yet"
+    assert rig.ledger.oldest("ready") is None
+    assert rig.ledger.oldest("queued") == NOW + 1, "it is not done yet"
     (job,) = rig.claim()
     assert job.file.id == file.id
     rig.commit(job)
-    assert rig.ledger.oldest_waiting() is None
+    assert rig.ledger.oldest("queued") is None
     rig.ledger.close()
 
 

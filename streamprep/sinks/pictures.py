@@ -39,7 +39,7 @@ class Host:
 
     def start(self) -> None:
         """Start it; where that cannot be, a warning says so, and there are no pictures."""
-        settings = {**self.config.model_dump(mode="json"), "file": str(self.config.file)}
+        settings = {**self.config.model_dump(mode="json", exclude={"notify"}), "file": str(self.config.file)}
         line = json.dumps(settings).encode() + b"\n"
         if len(line) > MOST_LINE_BYTES:
             log.warning("no pictures are made: the configuration is larger than %d bytes", MOST_LINE_BYTES)
