@@ -600,6 +600,26 @@ def upgrade(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=SESSIONS)
+def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Make all pictures that are due, and report.html, of a session that runs or ran; needs no right but to write them.
+
+    Example: [bold]streamprep report --set pictures.most=200[/bold]
+    """
+    loaded, plugins, made = _prepare(config, overrides)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from streamprep.inspection import existing_output
+    from streamprep.report.process import REPORT, Maker
+
+    output = existing_output(loaded, made)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("drawing", total=None)
+        Maker(loaded, plugins, made, output).all(lambda done, total: bar.update(task, completed=done, total=total))
+    _out(str(output / REPORT))
+
+
 # --- trying things out -----------------------------------------------------------------------------------------------
 
 
@@ -718,7 +738,7 @@ def demo(
     interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
     plain: Plain = False,
 ) -> None:
-    """See it work: a simulated microscope and the daemon side by side, then a summary and a picture.
+    """See it work: a simulated microscope and the daemon side by side, then a summary and a report with pictures.
 
     Example: [bold]streamprep demo --micrographs 10[/bold]
     """
