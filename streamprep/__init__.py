@@ -3,23 +3,27 @@
 What plugin authors import is here; nothing else is public.
 """
 
-from streamprep.hookspecs import Params, hookimpl, operation
-from streamprep.model import (
-    Context,
-    Coordinates,
-    Ctf,
-    Entry,
-    Image,
-    IncompleteError,
-    InputError,
-    Item,
-    Map,
-    Micrograph,
-    Optics,
-    ParticleRows,
-    Particles,
-    Reject,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamprep.hookspecs import Params, hookimpl, operation
+    from streamprep.model import (
+        Context,
+        Coordinates,
+        Ctf,
+        Entry,
+        Image,
+        IncompleteError,
+        InputError,
+        Item,
+        Map,
+        Micrograph,
+        Optics,
+        ParticleRows,
+        Particles,
+        Reject,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,3 +47,12 @@ __all__ = [
     "hookimpl",
     "operation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Take a name from its module when it is asked for first: numpy takes longer than a shell's completion may."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "hookspecs" if name in ("Params", "hookimpl", "operation") else "model"
+    globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), name)
+    return found

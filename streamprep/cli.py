@@ -14,19 +14,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamprep import __version__, templates
-from streamprep.config import Config, load
-from streamprep.model import ConfigError, StreamprepError
-from streamprep.pipeline import Plan, required_kinds, resolve
-from streamprep.plugin_manager import Plugins, load_plugins
+from streamprep import __version__, completion
+from streamprep.errors import ConfigError, StreamprepError
+
+if TYPE_CHECKING:  # verbs import what they need when they run, so that help and completion come at once
+    from streamprep.config import Config
+    from streamprep.pipeline import Plan
+    from streamprep.plugin_manager import Plugins
 
 app = typer.Typer(
     name="streamprep",
-    help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.",
+    help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.\n\n"
+    "Begin with [bold]streamprep init[/bold], or see it work: [bold]streamprep demo[/bold]. "
+    "[bold]streamprep VERB --help[/bold] has an example of each.",
+    epilog="Exit codes: 0 all is well; 1 something failed, and was told; 2 a wrong configuration or command.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -36,9 +41,20 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="Configuration file.", show_default=True)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a value of the file. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Override a value of the file. May be repeated.",
+        autocompletion=completion.settings,
+    ),
 ]
 DEFAULT_CONFIG = Path("streamprep.toml")
+
+# Headings of the verbs in the help.
+SESSIONS = "Sessions"
+PREPARING = "Preparing a session"
+TRYING = "Trying things out"
+WRITING = "Writing plugins"
 
 _NOT_ALLOWED = "give a place that this user may read and write, or run it as the user who owns it"
 _NOT_A_FOLDER = "a file stands where a folder is needed; move it away, or give another path"
@@ -92,6 +108,10 @@ def _out(text: str = "") -> None:
 
 
 def _prepare(path: Path, overrides: list[str] | None) -> tuple[Config, Plugins, Plan]:
+    from streamprep.config import load
+    from streamprep.pipeline import resolve
+    from streamprep.plugin_manager import load_plugins
+
     config = load(path, overrides or ())
     plugins = load_plugins(block=config.plugins.block)
     plan = resolve(config, plugins)
@@ -133,7 +153,7 @@ Scheduler = Annotated[
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of the live view, on a terminal too.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def run(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -147,6 +167,7 @@ def run(
     """Run the daemon: process what is there and what arrives, until Ctrl-C or SIGTERM.
 
     The first signal finishes what the workers have, publishes and exits with 0; a second ends at once. Both are safe.
+    Exit code 1 where the session had stopped itself, 2 for a wrong configuration.
 
     Example: [bold]streamprep run streamprep.toml --set particles.normalize.method=new[/bold]
     """
@@ -154,7 +175,7 @@ def run(
     raise typer.Exit(_session(config, overrides, executor, scheduler, once=False, new_set=new_set, style=style))
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def once(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -199,6 +220,7 @@ def _session(
     if scheduler is not None and executor != "dask":
         raise ConfigError("--scheduler is of --executor dask")
     config, plugins, plan = _prepare(path, overrides)
+    importlib.import_module("streamprep.notify").places(config)  # an error here, and not silence later
     from streamprep.engine import Engine
 
     with contextlib.ExitStack() as ending:
@@ -253,12 +275,18 @@ def _log_to(folder: Path) -> None:
         logger.propagate = False
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the session.")] = Path(),
     operations: Annotated[
         list[str] | None,
-        typer.Option("--operation", "-o", metavar="LANE.NAME", help="Turn this operation on. May be repeated."),
+        typer.Option(
+            "--operation",
+            "-o",
+            metavar="LANE.NAME",
+            help="Turn this operation on. May be repeated.",
+            autocompletion=completion.lanes,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
 ) -> None:
@@ -268,6 +296,9 @@ def init(
 
     Example: [bold]streamprep init session -o coordinates.pick_noise -o particles.normalize[/bold]
     """
+    from streamprep import templates
+    from streamprep.plugin_manager import load_plugins
+
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
@@ -277,25 +308,31 @@ def init(
     _out(f"wrote {path}; now: streamprep check {path}")
 
 
-@app.command()
-def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+@app.command(rich_help_panel=PREPARING)
+def check(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    notify: Annotated[bool, typer.Option("--notify", help=r"Send a test message, as \[notify] says.")] = False,
+) -> None:
     """Check the configuration, the folders, the disk, the GPU, and which way y runs, without processing anything.
 
     Where coordinates and their micrographs are there already, up to 8 micrographs of
     each watched folder show whether they stand out from the background more at the
     coordinates as they are, or with y turned over. That they certainly fit the other
     way is a warning, with what to set, and leaves the exit code at 0; it is 1 where
-    the disk is too full, and 2 for a wrong configuration.
+    the disk is too full or a test message was not taken, and 2 for a wrong configuration.
 
     Example: [bold]streamprep check streamprep.toml --set 'matching.flip_y=["Coordinates"]'[/bold]
     """
     loaded, plugins, plan = _prepare(config, overrides)
     from streamprep.arrays import choose_backend
+    from streamprep.pipeline import required_kinds
     from streamprep.session import choose_output, make_sources
     from streamprep.watcher import file_system_of, is_remote
 
     _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")
     _out(f"plugins        {len(plugins.operations)} operations, {len(plugins.broken)} plugins could not be loaded")
+    _out(f"sinks          {', '.join(sink.name for sink in plugins.make_sinks(loaded))}")
     _out(f"device         {choose_backend(loaded.session.device).description}")
     for source in make_sources(loaded, plan):
         kind = file_system_of(source.root)
@@ -312,10 +349,26 @@ def check(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> N
         _out(f"note           no [extract] table: no boxes will be cut{stacks}")
     if loaded.optics.pixel_size_angstrom is None:
         _out("note           no [optics] pixel_size_angstrom: it is that of each file's table or header")
+    taken = _check_messages(loaded, notify)
     if "micrograph" in required_kinds(loaded, plan):
         _check_orientation(loaded, plugins, plan, output)
-    if short:
+    if short or not taken:
         raise typer.Exit(1)
+
+
+def _check_messages(config: Config, send: bool) -> bool:
+    """Whether each place that messages go to took a test, where one is to be sent."""
+    notify = importlib.import_module("streamprep.notify")
+    places = notify.places(config)
+    if send and not places:
+        raise ConfigError(f"{config.file}: [notify] names nowhere to send to; give webhook, webhook_file or mail")
+    said = notify.test(config) if send else [(place, "") for place in places]
+    for place, trouble in said:
+        if trouble:
+            sys.stderr.write(f"warning: {_shown(place)} did not take a test message: {_shown(trouble)}\n")
+        else:
+            _out(f"messages       {place}" + (" took a test message" if send else ""))
+    return not any(trouble for _, trouble in said)
 
 
 def _check_orientation(config: Config, plugins: Plugins, plan: Plan, output: Path) -> None:
@@ -347,7 +400,7 @@ def _writable(output: Path) -> Path:
         raise ConfigError(f"[session] output {output}: {there}: {said}; give another output folder") from error
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
     """Show what would run, in which order and with which parameters.
 
@@ -361,6 +414,7 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             f"  {step.table:<12} {step.order:>4}  {step.name:<18} {values or '-'}"
             f"  [{step.operation.distribution} {step.operation.version}]"
         )
+    from streamprep.pipeline import required_kinds
     from streamprep.session import named_files
 
     for kind, needed in required_kinds(loaded, made).items():
@@ -369,15 +423,20 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
             _out(f"each {'stack of particles' if kind == 'particles' else kind} waits for: {', '.join(texts)}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARING)
 def ops(
-    name: Annotated[str | None, typer.Argument(help="Operation to explain.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Operation to explain.", autocompletion=completion.operations)
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="All of them, as one page of Markdown.")] = False,
 ) -> None:
     """List the operations, or explain one with its parameters.
 
     Example: [bold]streamprep ops normalize[/bold]
     """
+    from streamprep import templates
+    from streamprep.plugin_manager import load_plugins
+
     plugins = load_plugins()
     if markdown:
         _out(templates.operations_page(plugins).rstrip("\n"))
@@ -385,7 +444,24 @@ def ops(
         _out(templates.explain_operation(plugins, name) if name else templates.list_operations(plugins))
 
 
-@app.command()
+@app.command(rich_help_panel=WRITING)
+def hooks(
+    name: Annotated[str | None, typer.Argument(help="Hook to explain.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them, as one page of Markdown.")] = False,
+) -> None:
+    """List the hooks that plugins may implement, or explain one: when it is called, what it receives and returns.
+
+    Example: [bold]streamprep hooks process_particles[/bold]
+    """
+    from streamprep import hook_reference
+
+    if markdown:
+        _out(hook_reference.page().rstrip("\n"))
+    else:
+        _out(hook_reference.explain_hook(name) if name else hook_reference.list_hooks())
+
+
+@app.command(rich_help_panel=PREPARING)
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -393,6 +469,8 @@ def plugins(
 
     Example: [bold]streamprep plugins --json[/bold]
     """
+    from streamprep.plugin_manager import load_plugins
+
     loaded = load_plugins()
     if as_json:
         keys = ("name", "distribution", "version", "hooks", "operations", "error", "blocked")
@@ -405,7 +483,7 @@ def plugins(
         _out(f"\n{plugin.name} of {plugin.distribution} could not be loaded:\n{plugin.error}")
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def status(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -425,7 +503,7 @@ def status(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def retry(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -441,7 +519,7 @@ def retry(
     _out(inspection.retry(loaded, made, item))
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
 def repair(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -489,14 +567,24 @@ def repair(
 # --- trying things out -----------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(rich_help_panel=TRYING)
 def apply(
-    operations: Annotated[str, typer.Argument(help="Operations, separated by commas, in the order they run.")],
+    operations: Annotated[
+        str,
+        typer.Argument(
+            help="Operations, separated by commas, in the order they run.", autocompletion=completion.operation_lists
+        ),
+    ],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Particle stack (.mrcs) or map (.mrc, .map, .ccp4).")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write, of the same kind.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="OPERATION.KEY=VALUE", help="A parameter. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="OPERATION.KEY=VALUE",
+            help="A parameter. May be repeated.",
+            autocompletion=completion.parameters,
+        ),
     ] = None,
     pixel_size_angstrom: Annotated[
         float | None, typer.Option(min=1e-6, help=r"Pixel size \[Å]; from the header unless given.")
@@ -515,6 +603,7 @@ def apply(
     if device not in ("auto", "cpu", "gpu"):
         raise ConfigError(f"--device {device}: allowed are auto, cpu and gpu")
     from streamprep.apply import apply as run_on_file
+    from streamprep.plugin_manager import load_plugins
 
     notes: list[str] = []
     warnings = run_on_file(
@@ -535,7 +624,32 @@ def apply(
         sys.stderr.write(f"warning: {_shown(warning)}\n")
 
 
-@app.command()
+@app.command(rich_help_panel=WRITING)
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the operation, as band-pass.")],
+    folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+    hook: Annotated[
+        str,
+        typer.Option(
+            metavar="process_particles|process_micrograph|process_coordinates|process_map",
+            help="What the operation works on.",
+        ),
+    ] = "process_particles",
+) -> None:
+    """Write a package to begin a plugin with: an operation, its tests, a README.
+
+    Its tests pass as it is; docs/plugins.md goes on from there.
+
+    Example: [bold]streamprep new-plugin band-pass --hook process_map[/bold]
+    """
+    from streamprep.new_plugin import new_plugin
+    from streamprep.plugin_manager import load_plugins
+
+    root = new_plugin(name, folder, hook, load_plugins())
+    _out(f"wrote {root}; now: cd {root} && pip install --editable '.[dev]' && pytest")
+
+
+@app.command(rich_help_panel=TRYING)
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,
@@ -561,7 +675,7 @@ def simulate(
     _out(f"now: streamprep run {folder / 'streamprep.toml'}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRYING)
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for the demonstration; it is emptied first.")] = Path("demo"),
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 6,

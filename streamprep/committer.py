@@ -204,7 +204,7 @@ class Committer:
         LedgerError
             Committed bytes are missing: a row log is shorter than the ledger says, or a stack is gone.
         """
-        done: list[str] = []
+        done = self.finish_upgrade()
         lost = self.lost()
         if lost:
             raise LedgerError(
@@ -231,6 +231,39 @@ class Committer:
             self._compare_item_files(table)  # `publish` goes on with it: there are as many as there are items
         self._renew(force=True)
         return done
+
+    def finish_upgrade(self) -> list[str]:
+        """After the ledger was upgraded, write the log of commits anew, in the form that its lines have now.
+
+        Returns
+        -------
+        list of str
+            What was upgraded, for the log; nothing where nothing was, or it was finished.
+        """
+        upgraded = self._ledger.get("upgraded")
+        if not upgraded:
+            return []
+        self.rewrite_journal()
+        self._ledger.put("upgraded", "")
+        return [upgraded]
+
+    def rewrite_journal(self) -> None:
+        """Write the log of commits anew, from what the ledger says."""
+        path, stands = self.rows_path(JOURNAL), list[tuple[int, Block]]()
+
+        def lines() -> Iterator[bytes]:
+            start = 0
+            for job in self._ledger.done_jobs():
+                made, shards, blocks, said = self._ledger.committed(job)
+                groups = {table: self._ledger.optics(table) for table in {block.table for block in blocks}}
+                optics = {table: dict(enumerate(known, start=1)) for table, known in groups.items() if known}
+                line = line_of(self.described(made, shards, blocks, optics, **said))
+                stands.append((job, Block(JOURNAL, start, len(line), 1, (), zlib.crc32(line))))
+                start += len(line)
+                yield line
+
+        _files.replace_whole(path, lines())
+        self._ledger.replace_journal(stands)
 
     def lost(self) -> list[str]:
         """What is committed and not there any more, by the sizes of files; a text for each."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from streamprep.arrays import DeviceName
 from streamprep.model import ConfigError, nearest
 from streamprep.naming import DEFAULT_SUFFIXES
 
 Parameters = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -129,6 +130,51 @@ class ClusterSection(_Section):
     scratch: str | None = Field(None, description="Local folder on the nodes for files of Dask itself.")
 
 
+class NotifySection(_Section):
+    """Who is told when something is wrong with a session, and when it ends; it changes no result."""
+
+    webhook: SecretStr | None = Field(
+        None,
+        description="Address that messages are posted to, as JSON; ${NAME} in it is taken from the environment. It is "
+        "a secret, and no log shows it.",
+    )
+    webhook_file: str | None = Field(
+        None, description="File that holds this address, relative to this file, which others may then read."
+    )
+    webhook_format: Literal["text", "teams"] = Field(
+        "text", description="text (Slack, Mattermost, and most others) or teams (Microsoft Teams)."
+    )
+    mail: list[str] = Field(
+        [],
+        description='Command that sends an e-mail, as ["mail", "-s", "{subject}", "em-staff@example.org"]; the message '
+        "is its input, and there is no shell.",
+    )
+    name: str | None = Field(None, description="What messages call this session; the folder's name unless given.")
+    stall_minutes: float = Field(
+        20.0, ge=0, description="Tell when nothing was finished for so long though there is work; 0: never [min]."
+    )
+    quiet_minutes: float = Field(
+        30.0, ge=0, description="Tell when no file has arrived for so long after others had; 0: never [min]."
+    )
+    failures_percent: float = Field(
+        20.0, ge=0, le=100, description="Tell when more than this of the last 50 items failed; 0: never [%]."
+    )
+    disk_hours: float = Field(
+        4.0,
+        ge=0,
+        description="Tell when the output disk is full within so long at the pace of the last minutes; less than twice "
+        "the reserve is told anyway [h].",
+    )
+    warnings: bool = Field(False, description="Tell every warning about the session, once.")
+    summary: bool = Field(True, description="Tell how the session ended.")
+    messages_per_hour: int = Field(12, ge=1, description="Most messages in an hour; the last one comes all the same.")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether messages go anywhere."""
+        return bool(self.webhook is not None or self.webhook_file is not None or self.mail)
+
+
 class PluginsSection(_Section):
     """Which installed plugins to leave out."""
 
@@ -145,11 +191,13 @@ class Config(_Section):
     sets: Sets = Sets()
     plugins: PluginsSection = PluginsSection()
     cluster: ClusterSection = ClusterSection()
+    notify: NotifySection = NotifySection()
     micrographs: dict[str, Parameters] = Field({}, description="Operations on micrographs.")
     coordinates: dict[str, Parameters] = Field({}, description="Operations on coordinates.")
     extract: Parameters | None = Field(None, description="How boxes are cut.")
     particles: dict[str, Parameters] = Field({}, description="Operations on particle images.")
     maps: dict[str, Parameters] = Field({}, description="Operations on maps.")
+    sinks: dict[str, Parameters] = Field({}, description="Sinks of plugins, and their parameters.")
 
     file: Path = Field(Path("streamprep.toml"), exclude=True)
     """Where it was read from; not a key of the file."""
@@ -165,6 +213,21 @@ class Config(_Section):
             return Path(self.folder, Path(path).expanduser()).absolute()
         except RuntimeError as error:
             raise ConfigError(f"{self.file}: {path!r}: no home folder is known for its ~; write it out") from error
+
+    def sink(self, name: str, model: type[M]) -> M | None:
+        """The parameters of a plugin's sink, from its table ``[sinks.NAME]``; None where the file has no such table.
+
+        Raises
+        ------
+        ConfigError
+            A parameter is unknown or not allowed.
+        """
+        if name not in self.sinks:
+            return None
+        try:
+            return model.model_validate(self.sinks[name])
+        except ValidationError as error:
+            raise ConfigError("\n".join(explain(error, f"{self.file}: [sinks.{name}]", model))) from error
 
     @property
     def watch_folders(self) -> list[Path]:
@@ -249,7 +312,7 @@ def explain(error: ValidationError, where: str, model: type[BaseModel], prefix: 
         elif key:
             name = f"[{table}] {key}" if table else key
             value = problem["input"]
-            shown = f" = {value!r}" if not isinstance(value, Mapping) else ""
+            shown = f" = {value!r}" if not isinstance(value, Mapping) and key != "webhook" else ""  # a secret
             lines.append(f"{where}: {name}{shown}: {message[:1].lower()}{message[1:]}")
         else:
             lines.append(f"{where}: [{table}] {message}" if table else f"{where}: {message}")

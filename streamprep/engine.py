@@ -130,6 +130,7 @@ class Engine:
         self._make_executor = executor
         sources = make_sources(config, plan)
         self._required = required_kinds(config, plan)
+        plugins.make_sinks(config)  # what it has to say against the configuration comes before anything is made
         backend = choose_backend(config.session.device) if device is None else None
         on_gpu = backend is not None and backend.name == "gpu"
         self._device = device or (backend.description if backend is not None else "")
@@ -148,7 +149,7 @@ class Engine:
         self._flipped = {source.label for source in self.sources if source.flip_y}
         self._roots.update((source.label, source.root) for source in self.sources)
         self._roots[""] = Path("/")  # of files that are known by their whole path
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         self.committer = Committer(
             self.output, self.ledger, sinks, publish_seconds=config.session.publish_seconds, clock=clock
         )

@@ -136,12 +136,12 @@ def operation(
 def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
     """Say what is not there yet of a file that may still be being written.
 
-    When: once a file has not changed for a while, before `classify_path`; again when it has changed. Receives: the
-    path, its size, and its first 4096 bytes. Returns: what is missing, for people; an empty text where the file is
-    whole; None to let the next implementation decide. A file of a format that nobody knows counts as whole. Raises:
-    InputError for one that can never become whole.
-
-    Example: ``return "its last line" if path.suffix == ".mine" and not head.endswith(b"end") else None``
+    When: once a file has not changed for a while, before `classify_path`; again when it has changed. In the daemon.
+    Receives: its path, its size in bytes, and its first 4096 bytes.
+    Returns: what is missing, for people; an empty text where the file is whole; None to let the next implementation
+    decide. A file of a format that nobody knows counts as whole.
+    Raises: InputError for a file that can never become whole.
+    Example: ``return "its last line" if path.suffix == ".mine" and not ends_whole(path) else None``
     """
 
 
@@ -149,11 +149,12 @@ def missing_part(path: Path, size_bytes: int, head: bytes) -> str | None:
 def classify_path(path: Path, head: bytes) -> Kind | None:
     """Say what a settled, complete file is.
 
-    When: once per arrival, before it enters the ledger. Receives: the path, and the first 4096 bytes. Returns: the
-    kind, or None to let the next implementation decide; what is ``other``, or nobody knows, is left alone and counted.
+    When: once per arrival, before it enters the ledger. In the daemon.
+    Receives: its path, and its first 4096 bytes.
+    Returns: the kind, or None to let the next implementation decide; what is ``other``, or nobody knows, is left alone
+    and counted.
     Raises: InputError for a file that is certainly broken.
-
-    Example: ``return "map" if path.suffix == ".ccp4" else None``
+    Example: ``return "map" if path.suffix == ".dx" else None``
     """
 
 
@@ -161,9 +162,11 @@ def classify_path(path: Path, head: bytes) -> Kind | None:
 def read_item(item: Item) -> Any:
     """Read a file.
 
-    When: in a worker, right before the operations. Receives: the item. Returns: an `Image`, or for tables a list of
-    `Entry`, one per micrograph; None to let the next implementation try. Raises: InputError that says what is wrong.
-
+    When: in a worker: an image right before the operations, a table when it has settled and again for each job.
+    Receives: the item, with its kind and path.
+    Returns: an `Image` with pixels on the host; for tables a list of `Entry`, one per micrograph or stack; None to let
+    the next implementation try.
+    Raises: InputError that says what is wrong; IncompleteError where another file has to come first.
     Example: ``return Image(read_dm4(item.path)) if item.path.suffix == ".dm4" else None``
     """
 
@@ -175,9 +178,11 @@ def read_item(item: Item) -> Any:
 def process_micrograph(micrograph: Micrograph, params: Params, ctx: Context) -> Micrograph | None:
     """Change a micrograph before anything is cut from it.
 
-    When: first in the micrograph lane. Returns: a new micrograph, or None for "unchanged". Raises: Reject to drop it.
-
-    Example: ``return replace(micrograph, pixels=-micrograph.pixels)``
+    When: first in the micrograph lane, in a worker.
+    Receives: the micrograph, its pixels on the array backend of the session; the operation's parameters; the context.
+    Returns: a new micrograph, or None for "unchanged".
+    Raises: Reject to drop it; anything else fails the job, which is tried again.
+    Example: ``return micrograph.with_pixels(-micrograph.pixels)``
     """
 
 
@@ -187,42 +192,50 @@ def process_coordinates(
 ) -> Coordinates | None:
     """Filter, move or add coordinates.
 
-    When: after the micrograph's operations. Receives: the particle coordinates. Returns: coordinates labelled
-    ``particle`` replace them, coordinates with another label become a set of their own; None for "unchanged".
-    Raises: Reject to drop the micrograph.
-
-    Example: ``return coordinates.select(coordinates.columns["score"] > params.least)``
+    When: after the micrograph's operations, in a worker.
+    Receives: the particle coordinates as the operations before left them; the micrograph; parameters and context.
+    Returns: coordinates labelled ``particle`` replace those received, coordinates with another label become a set of
+    their own; None for "unchanged".
+    Raises: Reject to drop the micrograph; anything else fails the job, which is tried again.
+    Example: ``return coordinates.select(score_of(coordinates) > params.least)``
     """
 
 
 @hookspec
 def extract_particles(micrograph: Micrograph, coordinates: Coordinates, params: Params, ctx: Context) -> Particles:  # type: ignore[empty-body]
-    """Cut boxes around coordinates.
+    """Cut boxes around coordinates. A session has one extraction, the table ``[extract]``; its name is ``extract``.
 
-    When: once per set of coordinates (particle, noise). Returns: the boxes with the rows they belong to; their pixels
-    may be `streamprep.arrays.ImagesOnDemand`, which are cut part by part, as they are worked on.
-
-    Example: see ``streamprep/plugins/extract.py``
+    When: once per set of coordinates (particle, noise), in a worker.
+    Receives: the micrograph; the coordinates of the set; parameters and context.
+    Returns: the boxes with the rows they belong to; their pixels may be `streamprep.arrays.ImagesOnDemand`, which are
+    cut part by part, as they are worked on.
+    Raises: Reject to drop the micrograph; anything else fails the job, which is tried again.
+    Example: ``return Particles(cut(micrograph.pixels, coordinates.xy_px), micrograph.optics, coordinates)``
     """
 
 
 @hookspec
 def process_particles(particles: Particles, params: Params, ctx: Context) -> Particles | None:
-    """Change particle images, shape (n, ny, nx), on the array backend that they come on.
+    """Change particle images.
 
-    When: after extraction, once per set; or on an existing stack. Returns: new particles, or None for "unchanged"; of
-    fewer images with as many coordinates, CTFs, optics columns and further columns. Raises: Reject.
-
+    When: after extraction, once per set; or on an existing stack. In a worker; an operation that is ``per_image`` is
+    called once for each part of the stack.
+    Receives: the particles, pixels of shape (n, ny, nx) on the array backend of the session; parameters and context.
+    Returns: new particles, or None for "unchanged"; of fewer images with as many coordinates, CTFs, optics columns and
+    further columns.
+    Raises: Reject to drop the micrograph or stack; anything else fails the job, which is tried again.
     Example: ``return particles.with_pixels(-particles.pixels)``
     """
 
 
 @hookspec
 def process_map(map: Map, params: Params, ctx: Context) -> Map | None:  # noqa: A002
-    """Change a map, shape (nz, ny, nx).
+    """Change a map.
 
-    When: in the map lane. Returns: a new map, or None for "unchanged". Raises: Reject to drop it.
-
+    When: in the map lane, in a worker.
+    Receives: the map, pixels of shape (nz, ny, nx) on the array backend of the session; parameters and context.
+    Returns: a new map, or None for "unchanged".
+    Raises: Reject to drop it; anything else fails the job, which is tried again.
     Example: ``return map.with_pixels(-map.pixels)``
     """
 
@@ -235,8 +248,11 @@ class StoredStack:
     """A stack of particles that lies in the staging folder, durably."""
 
     staged: str
+    """Its name in that folder."""
     size_bytes: int
+    """Its size [bytes]."""
     crc32: int
+    """CRC-32 of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,16 +260,30 @@ class ItemResult:
     """What the operations made of one item."""
 
     item: Item
+    """What arrived."""
     generation: int
+    """1 for the first version of its file, 2 where it was rewritten, and so on."""
     micrograph: Micrograph | None
+    """As its operations left it; None of stacks and maps."""
     coordinates: Mapping[Label, Coordinates]
+    """The sets of coordinates, by label; those that extraction kept where there is one."""
     particles: Mapping[Label, Particles]
-    """Where a stack is ``stored``, its pixels are those of the file, read-only, and read when they are looked at."""
+    """The stacks by label, pixels on the host. Where one is ``stored``, its pixels are those of the file, read-only,
+    and read when they are looked at."""
     map: Map | None = None
+    """The map as its operations left it, on the host."""
     map_before: Map | None = None
     """The map as it came."""
     stored: Mapping[Label, StoredStack] = field(default_factory=dict)
     """The stacks that were written while they were made."""
+
+    @property
+    def file_name(self) -> str:
+        """What files of this item are called below a sink's folder, without their ending: new for each generation.
+
+        No item's own name has a ``~``.
+        """
+        return self.item.name if self.generation == 1 else f"{self.item.name}~{self.generation}"
 
 
 class StackStore(Protocol):
@@ -272,12 +302,16 @@ class StackStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A finished file in the staging folder, and where it belongs below the output folder."""
+    """A finished, durable file of the staging folder: what `streamprep.sinks.staged_file` makes."""
 
     staged: str
+    """Its name in the staging folder."""
     final: str
+    """Where it belongs, below the output folder."""
     size_bytes: int
+    """Its size [bytes]."""
     crc32: int
+    """CRC-32 of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +321,9 @@ class RenderedRows:
     columns: tuple[str, ...]
     """In the order in which they are in the bytes."""
     data: bytes
+    """All the rows."""
     optics_group: int | None = None
+    """The number of their optics group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +331,11 @@ class StagedRows:
     """Rows for one published table: named columns of equal length, host values."""
 
     table: str
+    """The path of the `Table`."""
     columns: Mapping[str, Sequence[Any]]
+    """Values by column."""
     count: int
+    """Number of rows."""
     optics: Mapping[str, Any] | None = None
     """The optics group these rows belong to, without its number."""
     rendered: RenderedRows | None = None
@@ -308,7 +347,9 @@ class Staged:
     """What one sink staged for one item."""
 
     files: tuple[StagedFile, ...] = ()
+    """Files that get their final names."""
     rows: tuple[StagedRows, ...] = ()
+    """Rows that are added to tables."""
 
 
 class Table(Protocol):
@@ -360,22 +401,30 @@ class Sink(Protocol):
     """
 
     name: str
+    """What the configuration calls it, ``[sinks.NAME]``; no other sink's."""
     tables: Sequence[Table]
+    """The tables that it gives rows for; none of another sink's."""
     folders: Sequence[str]
-    """Folders below the output folder in which every file is this sink's."""
+    """Folders below the output folder in which every file is this sink's: files that no commit knows are moved away."""
 
     def stage(self, result: ItemResult, folder: Path) -> Staged:
-        """Write what belongs to this item into ``folder``, durably, and say where it goes."""
+        """Write what belongs to this item into ``folder``, durably, and say where it goes.
+
+        Nothing may be written anywhere else: a crash, or a second try, then leaves nothing behind. An exception fails
+        the item's job, which is tried again; an OSError of a full or broken disk pauses the session instead.
+        """
 
 
 @hookspec
 def make_sinks(config: Any) -> Sequence[Sink]:  # type: ignore[empty-body]
     """Make the session's sinks.
 
-    When: at start, in the daemon and in each worker. Receives: the validated configuration. Returns: sinks, or an
-    empty list where the configuration has no work for them.
-
-    Example: ``return [ParticleSink(config)] if config.extract else []``
+    When: at start, in the daemon and in each worker.
+    Receives: the validated configuration, a `streamprep.config.Config`; ``config.sink(name, model)`` gives the
+    parameters of the table ``[sinks.NAME]``, or None where there is none.
+    Returns: sinks, or an empty list where the configuration has no work for them.
+    Raises: ConfigError where what the configuration says is not allowed; the session does not start.
+    Example: ``return [] if (params := config.sink("hdf5", Hdf5)) is None else [Hdf5Sink(params)]``
     """
 
 
@@ -386,7 +435,11 @@ def make_sinks(config: Any) -> Sequence[Sink]:  # type: ignore[empty-body]
 def run_started(plan: Any, config: Any) -> None:
     """Say that a run begins.
 
-    When: after recovery, before the first scan. Example: send a message to the facility's chat.
+    When: after recovery, before the first scan. In the daemon, as all that follow.
+    Receives: the plan, a `streamprep.pipeline.Plan`, and the configuration.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``send(f"a session with {len(plan.steps)} operations begins")``
     """
 
 
@@ -394,7 +447,11 @@ def run_started(plan: Any, config: Any) -> None:
 def item_started(item: str, job: int) -> None:
     """Say that a job was handed to a worker.
 
-    When: each time, a retry included. Example: light a lamp.
+    When: each time, a retry included.
+    Receives: the item's name, and the job's number.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``lamp.on(item)``
     """
 
 
@@ -402,16 +459,24 @@ def item_started(item: str, job: int) -> None:
 def operation_finished(item: str, operation: str, seconds: float) -> None:
     """Say how long an operation took on an item.
 
-    When: after the item's commit, once per operation that ran, with the time of all its calls together. Example: feed
-    a histogram.
+    When: after the item's commit, once per operation that ran.
+    Receives: the item's name, the operation's, and the time of all its calls together [s].
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``histogram[operation].add(seconds)``
     """
 
 
 @hookspec
 def item_finished(item: str, state: str, reason: str | None, warnings: Sequence[str]) -> None:
-    """Say how an item ended: done, rejected, failed or superseded (its file was removed), with the reason.
+    """Say how an item ended.
 
-    When: after the ledger's transaction. Receives: also what operations warned of. Example: notify on failures.
+    When: after the ledger's transaction.
+    Receives: the item's name; its state, done, rejected, failed or superseded (its file was removed); the reason, or
+    the warnings and notes of one that is done, or None; what operations warned of.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``if state == "failed": send(f"{item}: {reason}")``
     """
 
 
@@ -419,7 +484,11 @@ def item_finished(item: str, state: str, reason: str | None, warnings: Sequence[
 def warning_raised(message: str) -> None:
     """Pass on a message about the session as a whole: a folder without events, a full disk, a systematic fault.
 
-    When: as it happens, once per message. Example: show it in the facility's chat.
+    When: as it happens, once per message.
+    Receives: the message.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``send(message)``
     """
 
 
@@ -427,8 +496,11 @@ def warning_raised(message: str) -> None:
 def snapshot_taken(snapshot: Any) -> None:
     """Hand over the state of the session.
 
-    When: several times a second while running, and once at the end. Receives: a `streamprep.snapshot.Snapshot`.
-    Example: draw it.
+    When: several times a second while running, and once at the end.
+    Receives: a `streamprep.snapshot.Snapshot`.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``draw(snapshot.jobs)``
     """
 
 
@@ -436,7 +508,11 @@ def snapshot_taken(snapshot: Any) -> None:
 def run_stopped(snapshot: Any) -> None:
     """Say that a run ended and everything is published.
 
-    When: last. Receives: the final snapshot. Example: write a report.
+    When: last.
+    Receives: the final `streamprep.snapshot.Snapshot`.
+    Returns: nothing.
+    Raises: whatever it raises is logged, and nothing else comes of it.
+    Example: ``send(f"{snapshot.jobs.get('done', 0)} items are done")``
     """
 
 

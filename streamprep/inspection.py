@@ -40,7 +40,7 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
     with lock:
         if not os.access(output / STATE_FOLDER, os.W_OK):  # another user's: opening a ledger writes
             return {"daemon": "not running", **last_written(output)}
-        ledger = open_ledger(output, config, plan)
+        ledger = open_ledger(output, config, plan, looking=True)
         try:
             return {"daemon": "not running", "output": str(output), **_from_ledger(ledger)}
         finally:
@@ -148,7 +148,7 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
             raise ConfigError(f"{output}: the daemon cannot be asked: {error.strerror}") from error
         return "the running daemon was asked to take failed items up again"
     with lock:
-        ledger = open_ledger(output, config, plan)
+        ledger = open_ledger(output, config, plan, looking=True)
         try:
             count = ledger.retry(name)
         finally:

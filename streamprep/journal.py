@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamprep.joins import JobInput
-from streamprep.ledger import JOURNAL, Block, FileRow, JobRow, Shard, SourceRow
+from streamprep.ledger import JOURNAL, Block, FileRow, JobRow, LedgerError, Shard, SourceRow
 from streamprep.model import Identity
 
 
@@ -73,11 +73,23 @@ def block_of(line: Line) -> Block:
 
 
 def read(path: Path, start: int = 0) -> Iterator[Line | None]:
-    """The lines of a log from a place on; None for each that is damaged or not whole."""
+    """The lines of a log from a place on; None for each that is damaged or not whole.
+
+    Raises
+    ------
+    LedgerError
+        A line is whole, and cannot be read: a newer version wrote it.
+    """
     with path.open("rb") as file:
         file.seek(start)
-        for line in file:
-            commit = _parsed(line)
+        for number, line in enumerate(file, start=1):
+            try:
+                commit = _parsed(line)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise LedgerError(
+                    f"{path}: line {number} is whole, but of another version of streamprep; use the version that the "
+                    "session was made with, or a later one"
+                ) from error
             yield None if commit is None else Line(start, len(line), zlib.crc32(line), commit)
             start += len(line)
 
@@ -86,10 +98,7 @@ def _parsed(line: bytes) -> Commit | None:
     crc, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or crc != b"%08x" % zlib.crc32(text):
         return None
-    try:
-        return _commit(json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None  # of another version, or made up
+    return _commit(json.loads(text))
 
 
 def _commit(said: Mapping[str, Any]) -> Commit:

@@ -189,6 +189,10 @@ class LedgerError(StreamprepError):
     """The ledger cannot be used as it is."""
 
 
+class OldLedgerError(LedgerError):
+    """An older version of streamprep made it, and nobody was to upgrade it."""
+
+
 class DamagedLedgerError(LedgerError):
     """It holds something that is no ledger."""
 
@@ -270,6 +274,94 @@ class Shard:
     crc32: int
 
 
+class OldLedger:
+    """A ledger of an older schema, which this process has alone: what an upgrade works on.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    version
+        Its schema.
+    writer
+        The version of streamprep that it was last used with.
+    """
+
+    def __init__(self, path: Path, version: int, writer: str, database: sqlite3.Connection) -> None:
+        self.path, self.version, self.writer, self._db = path, version, writer, database
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Execute one statement, and return its rows."""
+        return self._db.execute(statement, values).fetchall()
+
+    def size_bytes(self) -> int:
+        """Size of all that it holds [bytes]."""
+        (pages,), (size,) = self.execute("PRAGMA page_count")[0], self.execute("PRAGMA page_size")[0]
+        return int(pages * size)
+
+    def check(self) -> None:
+        """Read everything.
+
+        Raises
+        ------
+        DamagedLedgerError
+            It is not sound.
+        """
+        broken = [str(row[0]) for row in self.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]
+        broken += [f"{row[0]} {row[1]} belongs to nothing" for row in self.execute("PRAGMA foreign_key_check")[:3]]
+        if broken:
+            raise DamagedLedgerError(self.path, "; ".join(broken))
+
+    def copy_to(self, path: Path) -> None:
+        """Write all that it holds into a new file, which is not durable yet.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or failed.
+        """
+        path.unlink(missing_ok=True)
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as target:
+                self._db.backup(target)
+        except sqlite3.Error as error:
+            _raise(error)
+
+    def schema(self) -> list[tuple[str, str, str]]:
+        """Kind, name and text of each of its tables, indices and triggers, in the order in which they were made."""
+        return _schema_of(self._db)
+
+    @staticmethod
+    def schema_wanted() -> list[tuple[str, str, str]]:
+        """The same, of a new ledger of this version."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as database:
+            database.executescript(SCHEMA)
+            return _schema_of(database)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Tables may be made anew in it: what refers to them is checked by `check` alone."""
+        self._db.execute("PRAGMA foreign_keys = OFF")
+        self._db.execute("PRAGMA legacy_alter_table = ON")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                self._db.execute("ROLLBACK")
+            raise
+        finally:
+            self._db.execute("PRAGMA legacy_alter_table = OFF")
+            self._db.execute("PRAGMA foreign_keys = ON")
+
+
+def _schema_of(database: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    rows = database.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
 class Ledger:
     """The session's state.
 
@@ -281,9 +373,18 @@ class Ledger:
         True on a network file system: a rollback journal instead of a write-ahead log.
     suffixes
         Endings that are ignored when a table's name is matched with a micrograph's.
+    upgrade
+        Brings a ledger of an older schema to this one; refused unless given.
     """
 
-    def __init__(self, path: Path, *, remote: bool = False, suffixes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        remote: bool = False,
+        suffixes: Sequence[str] = (),
+        upgrade: Callable[[OldLedger], None] | None = None,
+    ) -> None:
         self._suffixes: tuple[str, ...] = ()
         self._required: dict[Kind, dict[Kind, str]] = {}
         self._optional: dict[Kind, tuple[Kind, ...]] = {}
@@ -299,14 +400,14 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
         try:
-            self._open(path, remote=remote)
+            self._open(path, remote, upgrade)
             self._match_with(suffixes)
             self._roots = {row.label: row.root for row in self.sources()}
         except BaseException:
             self._db.close()
             raise
 
-    def _open(self, path: Path, *, remote: bool) -> None:
+    def _open(self, path: Path, remote: bool, upgrade: Callable[[OldLedger], None] | None) -> None:
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute(f"PRAGMA journal_mode = {'DELETE' if remote else 'WAL'}")
@@ -315,11 +416,18 @@ class Ledger:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
+            elif version > SCHEMA_VERSION:
                 raise LedgerError(
-                    f"{path}: made by another version of streamprep (schema {version}, this one writes "
-                    f"{SCHEMA_VERSION}); continue with that version, or give another output folder"
+                    f"{path}: made by a newer streamprep, {self._writer()} (schema {version}, this one knows "
+                    f"{SCHEMA_VERSION}): continue with that version or a later one, or give another output folder"
                 )
+            elif version < SCHEMA_VERSION and upgrade is None:
+                raise OldLedgerError(
+                    f"{path}: made by an older streamprep, {self._writer()} (schema {version}, this one writes "
+                    f"{SCHEMA_VERSION}). streamprep run upgrades it, and keeps a copy; until then use that version"
+                )
+            elif version < SCHEMA_VERSION and upgrade is not None:
+                upgrade(OldLedger(path, version, self._writer(), self._db))
             broken = [row[0] for row in self._db.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
         except (sqlite3.OperationalError, OSError) as error:
             raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
@@ -327,6 +435,14 @@ class Ledger:
             raise DamagedLedgerError(path, str(error)) from error
         if broken:
             raise DamagedLedgerError(path, "; ".join(broken))
+
+    def _writer(self) -> str:
+        """The version of streamprep that used the ledger last, as far as it says so."""
+        try:
+            row = self._db.execute("SELECT version FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        except (sqlite3.Error, OSError):
+            row = None
+        return "of an unknown version" if row is None or row[0] is None else f"version {_text(str(row[0]))}"
 
     def close(self) -> None:
         """Close the connection."""

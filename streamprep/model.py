@@ -8,16 +8,22 @@ origin of an axis of length L is the index ``L // 2``. Readers and writers conve
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from streamprep.errors import ConfigError as ConfigError
+from streamprep.errors import IncompleteError as IncompleteError
+from streamprep.errors import InputError as InputError
+from streamprep.errors import OutputError as OutputError
+from streamprep.errors import StreamprepError as StreamprepError
+from streamprep.errors import nearest as nearest
 
 Array = Any
 """An array of any backend that follows the array API standard (numpy, cupy, array-api-strict)."""
@@ -37,42 +43,6 @@ MICROSCOPE_COLUMNS = {
 """The microscope's constants: column of an optics group → field of `Optics` and of `Ctf`."""
 
 Columns = Mapping[str, npt.NDArray[Any]]
-
-
-class StreamprepError(Exception):
-    """Anything that streamprep itself has to say to its user: one readable message, no traceback needed."""
-
-
-class ConfigError(StreamprepError):
-    """The configuration, or a parameter in it, is not valid. Found before any data is touched."""
-
-
-class OutputError(StreamprepError):
-    """The output folder is not as it was left: committed bytes are missing. The session ends and says so."""
-
-
-class InputError(StreamprepError):
-    """An input file cannot be used. Names the file, what is wrong and what would be right; never retried as it is."""
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
-        return (type(self), (self.path, self.reason))
-
-
-class IncompleteError(InputError):
-    """A table is of no use without another file, which is not there yet. It waits, and is read again now and then."""
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint: the most similar known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known are {', '.join(sorted(known))}" if known else "none is known here"
 
 
 class Reject(Exception):  # noqa: N818 - an outcome, not an error
@@ -103,9 +73,11 @@ class Item:
     """One thing that arrived: what it is, what it is called inside the session, and where it lies."""
 
     kind: Kind
+    """What it is."""
     name: str
     """``<watched folder>/<sub-folders>/<stem>``: the identity that names outputs and seeds random numbers."""
     path: Path
+    """Where it lies, absolute; never to be written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +85,13 @@ class Optics:
     """What the images of one optics group share."""
 
     pixel_size_angstrom: float
+    """Pixel size [Å]."""
     voltage_kv: float = 300.0
+    """Acceleration voltage [kV]."""
     spherical_aberration_mm: float = 2.7
+    """Spherical aberration Cs [mm]."""
     amplitude_contrast: float = 0.1
+    """Fraction of amplitude contrast, 0 to 1."""
 
     def told(self, columns: Mapping[str, str]) -> Self:
         """The same, with the constants that a table says of an optics group; text that is no number says nothing.
@@ -137,12 +113,19 @@ class Ctf:
     """Defocus and microscope constants of one image; underfocus positive, angle from x towards y."""
 
     defocus_u_angstrom: float
+    """Defocus along the axis at the angle, underfocus positive [Å]."""
     defocus_v_angstrom: float
+    """Defocus across it [Å]."""
     defocus_angle_deg: float
+    """From x towards y [°]."""
     phase_shift_deg: float = 0.0
+    """Of a phase plate [°]."""
     voltage_kv: float = 300.0
+    """Acceleration voltage [kV]."""
     spherical_aberration_mm: float = 2.7
+    """Spherical aberration Cs [mm]."""
     amplitude_contrast: float = 0.1
+    """Fraction of amplitude contrast, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +133,9 @@ class Image:
     """What a reader of images gives back: host pixels of shape (ny, nx) or (nz, ny, nx), and what the header knows."""
 
     pixels: npt.NDArray[Any]
+    """Shape (ny, nx), (n, ny, nx) or (nz, ny, nx), on the host."""
     pixel_size_angstrom: float | None = None
+    """Pixel size [Å]; None where the header does not say."""
     remarks: tuple[str, ...] = ()
     """What is odd about the file and yet no fault. Each text is told once in a session."""
 
@@ -162,16 +147,24 @@ class Micrograph:
     name: str
     """The name that tables refer to, relative to the session's folder where it lies in it."""
     pixels: Array
+    """Shape (ny, nx), real; of the type that the file has, as int8 or float32."""
     optics: Optics
+    """Pixel size and microscope."""
     ctf: Ctf | None = None
+    """Its CTF, where it is known."""
     optics_columns: Mapping[str, str] = field(default_factory=dict)
     """What the table of its CTF says of its optics group, by column, as it is written; empty where it has no groups."""
     phase_flipped: bool = False
+    """Whether the phases were flipped already."""
 
     @property
     def shape_px(self) -> tuple[int, int]:
         """(ny, nx)."""
         return int(self.pixels.shape[0]), int(self.pixels.shape[1])
+
+    def with_pixels(self, pixels: Array) -> Self:
+        """The same micrograph with other pixel values."""
+        return replace(self, pixels=pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +175,13 @@ class Coordinates:
     """
 
     xy_px: FloatArray
+    """Shape (n, 2), float64: x and y of each centre, (0, 0) that of the first pixel [px]."""
     label: Label = "particle"
+    """Which set they belong to."""
     box_size_px: int | None = None
+    """Side of their boxes [px], where the file said it."""
     columns: Columns = field(default_factory=dict)
+    """What else is known of each row, by column; each of length n."""
 
     def __len__(self) -> int:
         return len(self.xy_px)
@@ -230,6 +227,7 @@ class Entry:
     digest: str
     """Changes when, and only when, the rows do."""
     data: Coordinates | Ctf | ParticleRows
+    """What it says."""
     optics_columns: Mapping[str, str] = field(default_factory=dict)
     """Of a CTF: what the table says of its optics group but the group's number, by column, as it is written."""
 
@@ -246,14 +244,19 @@ class Particles:
     """A stack of boxes, ``pixels`` of shape (n, ny, nx), with one metadata row each."""
 
     pixels: Array
+    """Shape (n, ny, nx), float32, square images."""
     optics: Optics
+    """Pixel size and microscope."""
     coordinates: Coordinates | None = None
     """Where each box was cut; None for stacks that came without."""
     ctf: tuple[Ctf, ...] | None = None
     """One per image, or None while it is not known."""
     label: Label = "particle"
+    """Which set they belong to."""
     phase_flipped: bool = False
+    """Whether the phases were flipped already."""
     columns: Columns = field(default_factory=dict)
+    """Further columns of the published table, by name; each of length n."""
     optics_columns: tuple[Mapping[str, str], ...] = ()
     """What a table said of each image's optics group: theirs, or that of the micrograph's CTF; empty without groups."""
 
@@ -282,8 +285,11 @@ class Map:
     """A volume, ``pixels`` of shape (nz, ny, nx)."""
 
     name: str
+    """The name of its file."""
     pixels: Array
+    """Shape (nz, ny, nx), float32."""
     pixel_size_angstrom: float
+    """Voxel size [Å]."""
     masks: Mapping[str, Array] = field(default_factory=dict)
     """Masks to be kept, boolean and of the map's shape; each is written as a map of its own beside this one, under the
     map's name, ``_`` and its own: ``mask`` as NAME_mask.mrc."""
@@ -320,9 +326,13 @@ class Context:
     """What an operation may know and say besides its data."""
 
     item: Item
+    """What is worked on."""
     operation: str
+    """The name of the operation that runs."""
     seed: int = 0
+    """The session's seed."""
     label: Label = "particle"
+    """Which set is worked on."""
     first_image: int = 0
     """Where a stack is handed over in parts: which of the item's images is the first of this part."""
     box_size_px: int | None = None

@@ -204,6 +204,7 @@ def resolve(config: Config, plugins: Plugins) -> Plan:
         "further_tables": sorted(set(config.sets.further_tables)),  # one added later would lack the earlier rows
         "coordinate_files": sorted(set(config.sets.coordinate_files)),
         "stack_dtype": config.sets.stack_dtype,
+        **({"sinks": config.sinks} if config.sinks else {}),  # one added later would lack the earlier items
     }
     plan = Plan(tuple(steps), settings)
     box = plan.extract.params.model_dump().get("box_size_px") if plan.extract else None

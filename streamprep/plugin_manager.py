@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from streamprep import hookspecs
-from streamprep.hookspecs import OPERATION_HOOKS, PROJECT, OperationInfo
+from streamprep.hookspecs import OPERATION_HOOKS, PROJECT, OperationInfo, Sink
 from streamprep.model import ConfigError, nearest
 
 ENTRY_POINT_GROUP = "streamprep"
@@ -42,6 +42,7 @@ BUILTIN_SINKS = (
     "streamprep.sinks.coordinates",
     "streamprep.sinks.maps",
     "streamprep.sinks.status",
+    "streamprep.notify",
 )
 BUILTIN_FORMATS = ("streamprep.formats",)
 
@@ -94,6 +95,35 @@ class Plugins:
     def names(self, hook: str) -> list[str]:
         """Names of all the operations at a hook."""
         return sorted({made.info.name for made in self.operations if made.info.hook == hook})
+
+    def make_sinks(self, config: Any) -> list[Sink]:
+        """Every sink of a session: streamprep's own, and those that the configuration turns on in ``[sinks.NAME]``.
+
+        Raises
+        ------
+        ConfigError
+            A table names a sink that no plugin makes, or a parameter of it is not valid; two sinks have the same
+            name, table or folder.
+        """
+        made = [sink for found in self.hook.make_sinks(config=config) for sink in found]
+        names = [sink.name for sink in made]
+        for name in config.sinks:
+            if name not in names:
+                message = f"{config.file}: [sinks.{name}] no installed plugin makes this sink"
+                for broken in self.broken:
+                    message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+                for plugin, why in self.left_out:
+                    message += f"\nplugin {plugin.name} of {plugin.distribution} may make it, but is not loaded: {why}"
+                raise ConfigError(message)
+        for what, those in (
+            ("are called", names),
+            ("write the table", [table.path for sink in made for table in sink.tables]),
+            ("own the folder", [folder for sink in made for folder in sink.folders]),
+        ):
+            for one in those:
+                if those.count(one) > 1:
+                    raise ConfigError(f"two sinks {what} {one}; leave one of their plugins out with [plugins] block")
+        return made
 
     @property
     def broken(self) -> list[LoadedPlugin]:

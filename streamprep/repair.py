@@ -8,7 +8,6 @@ files are new to the next start, which looks at them again.
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from streamprep import journal
 from streamprep.committer import STATE_FOLDER, Committer, size_of
 from streamprep.config import Config
 from streamprep.ledger import JOURNAL, Block, DamagedLedgerError, Ledger, Shard
+from streamprep.ledger_upgrade import upgrade
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
@@ -90,6 +90,7 @@ def _repair(
         return _rebuild(output, config, plugins, plan, verify, progress, f"{path.name} is missing")
     try:
         with _committer(output, path, config, plugins) as (ledger, committer):
+            committer.finish_upgrade()
             later = committer.later_commits()
             if ledger.get("plan") is None:
                 trouble = f"{path.name} is empty"
@@ -104,9 +105,10 @@ def _repair(
 
 @contextlib.contextmanager
 def _committer(output: Path, path: Path, config: Config, plugins: Plugins) -> Iterator[tuple[Ledger, Committer]]:
-    ledger = Ledger(path, remote=is_remote(file_system_of(output)), suffixes=config.matching.suffixes)
+    remote = is_remote(file_system_of(output))
+    ledger = Ledger(path, remote=remote, suffixes=config.matching.suffixes, upgrade=upgrade)
     try:
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         yield ledger, Committer(output, ledger, sinks)
     finally:
         ledger.close()
@@ -142,29 +144,10 @@ def _mend(
         first, *others = lost or damaged
         trouble = f"{first}; and {len(others)} more" if others else first
     if not all(committer.are_rows_whole(block) for block in ledger.journal_blocks()):
-        _rewrite_journal(ledger, committer)
+        committer.rewrite_journal()
         said = f"{committer.rows_path(JOURNAL).name}, the log of commits, was missing or damaged, and was written anew"
         trouble = said if trouble is None else f"{trouble}; {said}"
     return Repaired(output, trouble, 0, len(jobs) - len(damaged), tuple(damaged))
-
-
-def _rewrite_journal(ledger: Ledger, committer: Committer) -> None:
-    """Write the log of commits anew, from what the ledger says."""
-    path, stands = committer.rows_path(JOURNAL), list[tuple[int, Block]]()
-
-    def lines() -> Iterator[bytes]:
-        start = 0
-        for job in ledger.done_jobs():
-            made, shards, blocks, said = ledger.committed(job)
-            tables = {block.table for block in blocks}
-            optics = {table: dict(enumerate(groups, start=1)) for table in tables if (groups := ledger.optics(table))}
-            line = journal.line_of(committer.described(made, shards, blocks, optics, **said))
-            stands.append((job, Block(JOURNAL, start, len(line), 1, (), zlib.crc32(line))))
-            start += len(line)
-            yield line
-
-    _files.replace_whole(path, lines())
-    ledger.replace_journal(stands)
 
 
 # --- without one -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from streamprep.committer import STATE_FOLDER, make_output
 from streamprep.config import Config
 from streamprep.joins import JobInput, file_digest
 from streamprep.ledger import Ledger, SourceRow
+from streamprep.ledger_upgrade import upgrade
 from streamprep.model import ConfigError, Identity, Kind
 from streamprep.naming import safe_part, unique_label
 from streamprep.pipeline import Plan, optional_kinds, required_kinds
@@ -310,8 +311,10 @@ def require_named_files(ledger: Ledger, awaited: Mapping[Path, str], found: Mapp
     ledger.require({"other": " and ".join(awaited.values())} if awaited else {}, of="map", given=given)
 
 
-def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
+def open_ledger(output: Path, config: Config, plan: Plan, *, looking: bool = False) -> Ledger:
     """Open the ledger of an output folder, and make sure that it was made with this plan.
+
+    One of an older version is upgraded, unless by those who are only ``looking``.
 
     Raises
     ------
@@ -328,7 +331,12 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
     remote = file_system_of(output)
     if is_remote(remote):
         log.warning("%s is on %s: the ledger uses a rollback journal, which is slower", output, remote)
-    ledger = Ledger(path, remote=is_remote(remote), suffixes=config.matching.suffixes)
+    ledger = Ledger(
+        path,
+        remote=is_remote(remote),
+        suffixes=config.matching.suffixes,
+        upgrade=None if looking else upgrade,
+    )
     made_with = ledger.get("plan")
     if made_with is None and has_results:
         ledger.close()
@@ -337,7 +345,9 @@ def open_ledger(output: Path, config: Config, plan: Plan) -> Ledger:
         ledger.put("plan", plan.hash)
     elif made_with != plan.hash:
         ledger.close()
-        raise ConfigError(f"{output}: the ledger belongs to another plan; use --new-set")
+        raise ConfigError(
+            f"{output}: the ledger belongs to another plan; give the configuration that it was made with, or --new-set"
+        )
     for kind, needed in required_kinds(config, plan).items():
         ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
     if _plan_hash_of(output) != plan.hash:

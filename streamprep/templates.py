@@ -18,6 +18,7 @@ from streamprep.config import (
     Config,
     CtfSection,
     Matching,
+    NotifySection,
     OpticsSection,
     PluginsSection,
     Session,
@@ -86,6 +87,7 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
         ("sets", Sets),
         ("plugins", PluginsSection),
         ("cluster", ClusterSection),
+        ("notify", NotifySection),
     ):
         lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:

@@ -274,7 +274,7 @@ def initialize(
             folder = slots_in or config.resolve(config.session.output) / STATE_FOLDER
             see_only(gpus[take_slot(folder, slots, config.session.start_timeout_seconds) % len(gpus)])
         plugins = load_plugins(block=config.plugins.block)
-        sinks = [sink for made in plugins.hook.make_sinks(config=config) for sink in made]
+        sinks = plugins.make_sinks(config)
         backend = choose_backend(config.session.device)
         if die_with_parent:
             _limit_memory(config.session.worker_memory_mib << 20, own_limit=backend.name != "gpu")

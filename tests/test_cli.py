@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -12,15 +17,19 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from streamprep import __version__, templates
-from streamprep.cli import app, main
+from streamprep import __version__, completion, templates
+from streamprep.cli import PREPARING, SESSIONS, TRYING, WRITING, app, main
 from streamprep.model import ConfigError
 from streamprep.plugin_manager import load_plugins
 from tests.conftest import ROOT, Session
 
-VERBS = ("run", "once", "init", "check", "plan", "ops", "plugins", "status", "retry", "apply", "simulate", "demo")
+GROUP = get_command(app)
+assert isinstance(GROUP, TyperGroup)
+VERBS = sorted(GROUP.commands)
 
 
 def call(*arguments: object) -> str:
@@ -29,10 +38,130 @@ def call(*arguments: object) -> str:
     return done.output
 
 
+@pytest.fixture(scope="module")
+def known() -> completion.Words:
+    return completion._find()
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    text = call(verb, "--help")
-    assert "Example: streamprep" in " ".join(text.split())
+def test_every_verb_has_help_with_an_example_that_is_understood(verb: str, known: completion.Words) -> None:
+    text = " ".join(call(verb, "--help").split())
+    assert "Example: streamprep" in text
+    about = " ".join((GROUP.commands[verb].help or "").split())
+    examples = re.findall(r"\[bold\]streamprep (.*?)\[/bold\]", about)
+    assert examples
+    for example in examples:
+        name, *arguments = shlex.split(example.partition(" | ")[0])
+        GROUP.commands[name].make_context(name, arguments)  # raises where it is not understood
+        for number, argument in enumerate(arguments):
+            if argument == "--set":
+                key = arguments[number + 1].partition("=")[0] + "="
+                offered = known["parameters" if name == "apply" else "settings"]
+                assert any(word.startswith(key) for word in offered), f"{key} is not known"
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in GROUP.commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_verbs_stand_under_headings() -> None:
+    text = call("--help")
+    for heading in (SESSIONS, PREPARING, TRYING, WRITING):
+        assert f"─ {heading} ─" in text
+    assert "Exit codes: 0" in text
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """What bash would offer for the last word of a line; the cache is empty at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def ask(line: str) -> list[str]:
+        answer = CliRunner().invoke(
+            app,
+            prog_name="streamprep",
+            env={
+                "_STREAMPREP_COMPLETE": "complete_bash",
+                "COMP_WORDS": line.replace(" ", "\n"),
+                "COMP_CWORD": str(line.count(" ")),
+            },
+        )
+        return answer.output.split()
+
+    return ask
+
+
+def test_the_shell_completes_verbs_operations_and_settings(shell: Callable[..., list[str]]) -> None:
+    assert set(shell("streamprep ")) >= {*VERBS}
+    assert shell("streamprep ops normalize_") == ["normalize_background"]
+    assert shell("streamprep apply normalize,inv") == ["normalize,invert"]
+    assert set(shell("streamprep init -o maps.s")) == {"maps.segment", "maps.symmetrize"}
+    methods = {f"particles.normalize.method={method}" for method in ("old", "new", "ramp")}
+    assert set(shell("streamprep run --set particles.normalize.m")) == methods
+    assert shell("streamprep check --set optics.voltage") == ["optics.voltage_kv=300.0"]
+    assert set(shell("streamprep once --set notify.warn")) == {"notify.warnings=true", "notify.warnings=false"}
+    assert shell("streamprep plan --set extract.box_") == ["extract.box_size_px="]
+    assert set(shell("streamprep apply a b c --set threshold.select=ab")) == {
+        "threshold.select=above", "threshold.select=abs_below",
+    }  # fmt: skip
+
+
+def test_what_the_shell_offers_is_kept_until_something_changes(
+    shell: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def find() -> completion.Words:
+        found.append(1)
+        return {"operations": ["invert"], "lanes": [], "settings": [], "parameters": []}
+
+    monkeypatch.setattr(completion, "_find", find)
+    kept = tmp_path / "cache" / "streamprep" / "completion.json"
+    for _ in range(3):
+        assert shell("streamprep ops inv") == ["invert"]
+    assert (len(found), kept.exists()) == (1, True)
+    monkeypatch.setattr(completion, "__version__", "another")
+    shell("streamprep ops inv")
+    assert len(found) == 2
+    for spoilt in ("[]", "{", '{"state": 1}', '{"state": [], "words": {}}'):
+        kept.write_text(spoilt)
+        assert shell("streamprep ops inv") == ["invert"]
+    assert len(found) == 6
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")  # a home that cannot be written
+    assert shell("streamprep ops inv") == ["invert"]
+
+
+@pytest.mark.parametrize(("name", "more"), [("zsh", {}), ("fish", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"})])
+def test_other_shells_complete_too(name: str, more: dict[str, str]) -> None:
+    asked = {"_STREAMPREP_COMPLETE": f"complete_{name}", "_TYPER_COMPLETE_ARGS": "streamprep rep", **more}
+    answer = CliRunner().invoke(app, prog_name="streamprep", env=asked).output
+    assert "repair" in answer
+    assert "retry" not in answer
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is needed")
+def test_what_is_installed_completes_in_a_real_bash(tmp_path: Path) -> None:
+    program = tmp_path / "streamprep"
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom streamprep.cli import main\nmain()\n"
+    program.write_text(f"#!{sys.executable}\n{code}")
+    program.chmod(0o755)
+    lines = [
+        "streamprep --install-completion && source ~/.bashrc || exit 1",
+        "COMP_WORDS=(streamprep rep) COMP_CWORD=1",
+        "$(complete -p streamprep | sed 's/.*-F \\([^ ]*\\) .*/\\1/') streamprep",
+        'echo "offered: ${COMPREPLY[*]}"',
+    ]
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, capture_output=True, text=True, check=False)
+    assert "offered: repair\n" in done.stdout, done.stdout + done.stderr
+
+
+def test_help_and_completion_do_without_numpy() -> None:
+    code = "import streamprep.cli, streamprep.completion, sys; print({'numpy', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
 
 
 def test_units_in_square_brackets_are_shown() -> None:

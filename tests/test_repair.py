@@ -286,7 +286,7 @@ def test_a_ledger_that_another_has_is_not_taken_for_damaged(folder: Path) -> Non
     with sqlite3.connect(ledger) as writer:
         writer.execute("PRAGMA user_version = 99")
     writer.close()
-    with pytest.raises(LedgerError, match="another version"):
+    with pytest.raises(LedgerError, match="a newer streamprep"):
         mend(folder)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from streamprep.config import Config
 from streamprep.formats import image_ending, mrc_output
-from streamprep.hookspecs import ItemResult, Sink, Staged, StagedFile, Table, hookimpl
+from streamprep.hookspecs import ItemResult, Sink, Staged, Table, hookimpl
 from streamprep.pictures import map_picture
-from streamprep.sinks import _files
+from streamprep.sinks import staged_file
 
 MAPS, GALLERY = "maps", "gallery"
 
@@ -55,11 +55,7 @@ class MapSink(Sink):
                 template=template,
             )
             made_files.append((path, f"{MAPS}/{name}{version}_{called}.mrc"))
-        files = []
-        for path, final in made_files:
-            _files.fsync_file(path)
-            files.append(StagedFile(path.name, final, path.stat().st_size, _files.crc32_of(path)))
-        return Staged(tuple(files))
+        return Staged(tuple(staged_file(path, final) for path, final in made_files))
 
 
 TEMPLATES = (".mrc", ".map", ".ccp4")

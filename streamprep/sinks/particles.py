@@ -50,8 +50,7 @@ class ParticleSink(Sink):
         for label, particles in result.particles.items():
             if not len(particles):
                 continue
-            version = "" if result.generation == 1 else f"~{result.generation}"  # no item's own name has a ~
-            final = f"{FOLDERS[label]}/{result.item.name}{version}.mrcs"
+            final = f"{FOLDERS[label]}/{result.file_name}.mrcs"
             stack = result.stored.get(label) or self._write(label, particles, folder)
             files.append(StagedFile(stack.staged, final, stack.size_bytes, stack.crc32))
             for named in self._rows(label, particles, result, final):
