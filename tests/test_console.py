@@ -68,8 +68,6 @@ SNAPSHOT = Snapshot(
     ),
     recent_warnings=(("Micrographs/mic_7", ("2 coordinates lie outside",)),),
     disk_total_bytes=30 << 30,
-    disk_reserve_bytes=1 << 30,
-    disk_full_seconds=7300.0,
     gpus=(Gpu("NVIDIA A100", 87.0, 30 << 30, 80 << 30, 61.0),),
 )  # fmt: skip
 
@@ -80,7 +78,8 @@ def drawn(snapshot: Snapshot, width: int = 110, height: int = 40, **given: Any) 
 
 @pytest.mark.parametrize("width", [80, 110, TWO_COLUMNS, 240])
 def test_the_view_shows_what_a_facility_asks(width: int) -> None:
-    text = drawn(SNAPSHOT, width, 45, said=("recovery: cut off 3 bytes",))
+    filling = dataclasses.replace(SNAPSHOT, disk_reserve_bytes=1 << 30, disk_full_seconds=7300.0)
+    text = drawn(filling, width, 45, said=("recovery: cut off 3 bytes",))
     for words in (
         "RUNNING", "1 min 15 s", "/data/session/streamprep_out", "12 done", "1 in work", "4 queued", "1 waiting",
         "1 failed", "1 rejected", "560 micrographs/h", "46.7 particles/s", "nfs4", "1 h 06 min !!", "1,200", "67,200",
