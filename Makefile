@@ -10,10 +10,10 @@ help: ## Show this list
 demo: .venv/.installed ## Simulate a microscope, process its micrographs as they come, show the result
 	$(BIN)/streamprep demo
 
-test: .venv/.installed-dev lint docs ## All checks: lint, types, import rules, the links of the documentation, the whole test suite
+test: .venv/.installed-dev .venv/axe/.installed lint docs ## All checks: lint, types, import rules, the links of the documentation, the whole test suite
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-quick: .venv/.installed-dev ## The tests without the slow ones
+quick: .venv/.installed-dev .venv/axe/.installed ## The tests without the slow ones
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow"
 
 lint: .venv/.installed-dev ## Lint, formatting, types, import rules
@@ -82,3 +82,10 @@ clean: ## Remove what the other targets made
 .venv/.installed-docs: pyproject.toml .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ .venv/.installed
+
+# axe-core judges whether the dashboard can be used without eyes or a mouse; where it cannot be had that test is skipped.
+.venv/axe/.installed: .venv/.made
+	@mkdir -p .venv/axe
+	@npm install --prefix .venv/axe --no-audit --no-fund --silent --fetch-retries=1 --fetch-timeout=20000 axe-core@4 >/dev/null 2>&1 \
+	  || echo "axe-core could not be installed: the test that needs it will be skipped"
+	@touch $@

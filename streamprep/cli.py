@@ -600,6 +600,76 @@ def upgrade(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=SESSIONS)
+def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Make all pictures that are due, and report.html, of a session that runs or ran; needs no right but to write them.
+
+    Example: [bold]streamprep report --set pictures.most=200[/bold]
+    """
+    loaded, plugins, made = _prepare(config, overrides)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from streamprep.inspection import existing_output
+    from streamprep.report.process import REPORT, Maker
+
+    output = existing_output(loaded, made)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("drawing", total=None)
+        Maker(loaded, plugins, made, output).all(lambda done, total: bar.update(task, completed=done, total=total))
+    _out(str(output / REPORT))
+
+
+@app.command(rich_help_panel=SESSIONS)
+def dashboard(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. All but this machine's own ask for a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8765,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File, of mode 600, with the token to ask for; it is made where it is not there."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name that browsers may call this server by. May be repeated."),
+    ] = None,
+) -> None:
+    """Show a session in the browser, while its daemon runs and afterwards. Nothing is written or locked.
+
+    It needs the extra web: pip install 'streamprep\\[web]'.
+
+    Example: [bold]streamprep dashboard streamprep.toml --port 8080[/bold]
+
+    Another machine sees it through a tunnel: [bold]ssh -N -L 8765:127.0.0.1:8765 USER@HOST[/bold]
+
+    The whole network may, with a token: [bold]streamprep dashboard --host 0.0.0.0 --token-file token[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep.session import find_output
+
+    try:
+        server = importlib.import_module("streamprep.web.server")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("streamprep"):
+            raise
+        raise ConfigError(
+            f"the dashboard needs {error.name}; install it with: pip install 'streamprep[web]'"
+        ) from error
+    server.serve(
+        lambda: find_output(loaded, made),
+        config=config.absolute(),
+        overrides=overrides or (),
+        host=host,
+        port=port,
+        token_file=token_file,
+        allow_hosts=allow_host or (),
+        out=lambda line: print(_shown(line), flush=True),  # noqa: T201 - at once, where standard output is a pipe
+    )
+
+
 # --- trying things out -----------------------------------------------------------------------------------------------
 
 
@@ -718,7 +788,7 @@ def demo(
     interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
     plain: Plain = False,
 ) -> None:
-    """See it work: a simulated microscope and the daemon side by side, then a summary and a picture.
+    """See it work: a simulated microscope and the daemon side by side, then a summary and a report with pictures.
 
     Example: [bold]streamprep demo --micrographs 10[/bold]
     """

@@ -16,6 +16,8 @@ import pytest
 from streamprep.simulate import Acquisition, simulate
 from tests.forked import Forked
 
+os.environ.setdefault("STREAMPREP_BLOCK_PLUGINS", "pictures")  # no process for pictures beside each of the sessions
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Acquisition(micrographs=3, size_px=320, particles=6, box_size_px=48, seed=7)
 
