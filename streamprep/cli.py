@@ -289,6 +289,9 @@ def init(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write nothing; print the reference of all keys as a page of Markdown.")
+    ] = False,
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
@@ -299,6 +302,9 @@ def init(
     from streamprep import templates
     from streamprep.plugin_manager import load_plugins
 
+    if markdown:
+        _out(templates.configuration_page(load_plugins()).rstrip("\n"))
+        return
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
@@ -564,7 +570,57 @@ def repair(
         _out(f"and {len(done.damaged) - SHOWN} more")
 
 
-@app.command()
+@app.command(rich_help_panel=SESSIONS)
+def upgrade(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; what differs is told otherwise, and nothing is done.")
+    ] = False,
+) -> None:
+    """Have a session go on that other versions of streamprep or of plugins began.
+
+    Where more than versions differs, it is refused. A ledger of an older form is upgraded by the next start anyway.
+
+    Example: [bold]streamprep upgrade --yes[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep.upgrading import continue_with, other_versions
+
+    output, changes = other_versions(loaded, made)
+    for change in changes:
+        _out(change)
+    if not changes:
+        _out(f"{output}: made with these versions; nothing to do")
+    elif yes:
+        continue_with(loaded, made, output, changes)
+        _out(f"{output}: the next start goes on with it")
+    else:
+        _out(f"{output}: the same but for that; --yes has the session go on with these versions")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=SESSIONS)
+def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Make all pictures that are due, and report.html, of a session that runs or ran; needs no right but to write them.
+
+    Example: [bold]streamprep report --set pictures.most=200[/bold]
+    """
+    loaded, plugins, made = _prepare(config, overrides)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from streamprep.inspection import existing_output
+    from streamprep.report.process import REPORT, Maker
+
+    output = existing_output(loaded, made)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("drawing", total=None)
+        Maker(loaded, plugins, made, output).all(lambda done, total: bar.update(task, completed=done, total=total))
+    _out(str(output / REPORT))
+
+
+@app.command(rich_help_panel=SESSIONS)
 def dashboard(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
@@ -732,7 +788,7 @@ def demo(
     interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
     plain: Plain = False,
 ) -> None:
-    """See it work: a simulated microscope and the daemon side by side, then a summary and a picture.
+    """See it work: a simulated microscope and the daemon side by side, then a summary and a report with pictures.
 
     Example: [bold]streamprep demo --micrographs 10[/bold]
     """

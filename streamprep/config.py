@@ -130,6 +130,27 @@ class ClusterSection(_Section):
     scratch: str | None = Field(None, description="Local folder on the nodes for files of Dask itself.")
 
 
+class PicturesSection(_Section):
+    """Pictures of single items in gallery/, and report.html, made beside the session; they change no result."""
+
+    enabled: bool = Field(True, description="Whether a run makes them; `streamprep report` does at any time.")
+    every_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="Least time between the pictures of two items in a run [s]; they take 5 % of a core at most.",
+    )
+    most: int = Field(
+        60,
+        ge=1,
+        le=1000,
+        description="Items that have pictures: the first, the newest, outliers and a spread over all.",
+    )
+    boxes: int = Field(24, ge=1, le=400, description="Boxes in a montage.")
+    finish_seconds: float = Field(
+        20.0, ge=0, le=3600, description="The end of a run waits this long at most for what is still to be drawn [s]."
+    )
+
+
 class NotifySection(_Section):
     """Who is told when something is wrong with a session, and when it ends; it changes no result."""
 
@@ -191,6 +212,7 @@ class Config(_Section):
     sets: Sets = Sets()
     plugins: PluginsSection = PluginsSection()
     cluster: ClusterSection = ClusterSection()
+    pictures: PicturesSection = PicturesSection()
     notify: NotifySection = NotifySection()
     micrographs: dict[str, Parameters] = Field({}, description="Operations on micrographs.")
     coordinates: dict[str, Parameters] = Field({}, description="Operations on coordinates.")

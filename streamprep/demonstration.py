@@ -1,4 +1,4 @@
-"""The demonstration: a simulated microscope and the daemon side by side, then a summary and a picture."""
+"""The demonstration: a simulated microscope and the daemon side by side, then a summary and a report with pictures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamprep.config import load
 from streamprep.engine import Engine
-from streamprep.formats import mrc, star
 from streamprep.hookspecs import hookimpl
-from streamprep.model import ConfigError, FloatArray
-from streamprep.pictures import beside, micrograph_picture, montage
+from streamprep.model import ConfigError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, expose, prepare
@@ -96,38 +92,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
         beam_off.set()
         thread.join()
         console.close()
-    picture = draw(engine.output, folder, config.folder)
-    if picture is not None:
-        print(f"picture: {picture} (circles: particles, squares: noise boxes)")  # noqa: T201
+    report = engine.output / "report.html"
+    if report.exists():
+        print(f"look at: {report}")  # noqa: T201
     return 0 if last.jobs.get("done", 0) == micrographs else 1
-
-
-def draw(output: Path, folder: Path, base: Path) -> Path | None:
-    """A picture of the first micrograph with its picks, and montages of its particle and noise boxes."""
-    coordinates: dict[str, dict[str, FloatArray]] = {}
-    stacks: dict[str, list[str]] = {}
-    for label in ("particles", "noise"):
-        table = output / f"{label}.star"
-        if not table.exists():
-            return None
-        loop = star.read_loops(table)[-1]
-        xy = np.stack([loop.floats("rlnCoordinateX"), loop.floats("rlnCoordinateY")], axis=1)
-        names = np.array(loop.text("rlnMicrographName"))
-        coordinates[label] = {name: xy[names == name] for name in sorted(set(names.tolist()))}
-        stacks[label] = [name.partition("@")[2] for name in loop.text("rlnImageName")]
-    name = next(iter(coordinates["particles"]))
-    pixels = mrc.read(base / name).pixels
-    box = int(mrc.read(output / stacks["particles"][0]).pixels.shape[-1])
-    left = micrograph_picture(
-        pixels,
-        coordinates["particles"][name],
-        coordinates["noise"].get(name, np.empty((0, 2))),
-        box_size_px=box,
-    )
-    sheets: list[Any] = []
-    for label in ("particles", "noise"):
-        stack = next(path for path in stacks[label] if Path(path).stem == Path(name).stem)
-        sheets.append(montage(mrc.read(output / stack).pixels[:30], columns=6))
-    target = folder / "demo.png"
-    beside(left, sheets).save(target)
-    return target

@@ -33,7 +33,7 @@ def look(config: Config, plan: Plan) -> dict[str, Any]:
     ConfigError
         Nothing was processed with this plan so far.
     """
-    output = _existing(config, plan)
+    output = existing_output(config, plan)
     lock = try_lock(output, shared=True)
     if lock is None:
         return {"daemon": "running", **last_written(output)}
@@ -134,7 +134,7 @@ def report_text(report: dict[str, Any], *, tracebacks: bool = False) -> str:
 
 def retry(config: Config, plan: Plan, name: str | None) -> str:
     """Ask for failed items to be taken up again; returns what was done."""
-    output = _existing(config, plan)
+    output = existing_output(config, plan)
     lock = try_lock(output, shared=True)
     if lock is None:
         request = output / STATE_FOLDER / f"request-{time.time_ns()}.json"
@@ -158,7 +158,14 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
     return f"{count} failed items will be taken up again at the next start"
 
 
-def _existing(config: Config, plan: Plan) -> Path:
+def existing_output(config: Config, plan: Plan) -> Path:
+    """The output folder of a session that was begun.
+
+    Raises
+    ------
+    ConfigError
+        Nothing was processed with this plan so far.
+    """
     output, exists = find_output(config, plan)
     if exists:
         return output

@@ -18,6 +18,9 @@ from streamprep.model import ConfigError, nearest
 
 ENTRY_POINT_GROUP = "streamprep"
 LOAD_VARIABLE = "STREAMPREP_LOAD_PLUGINS"
+BLOCK_VARIABLE = "STREAMPREP_BLOCK_PLUGINS"
+"""Environment variable: names of plugins, built-in or installed, that no process is to load, separated by commas, as
+``[plugins] block`` has them."""
 
 BUILTIN_OPERATIONS = (
     "streamprep.plugins.pick_noise",
@@ -42,9 +45,12 @@ BUILTIN_SINKS = (
     "streamprep.sinks.coordinates",
     "streamprep.sinks.maps",
     "streamprep.sinks.status",
+    "streamprep.sinks.pictures",
     "streamprep.notify",
 )
 BUILTIN_FORMATS = ("streamprep.formats",)
+OFFER_NOTHING = frozenset(name.rpartition(".")[2] for name in (*BUILTIN_SINKS, *BUILTIN_FORMATS))
+"""Names of built-in plugins that have no operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Plugins:
     operations: list[LoadedOperation] = field(default_factory=list)
     not_listed: list[LoadedPlugin] = field(default_factory=list)
     """Installed plugins that ``STREAMPREP_LOAD_PLUGINS`` does not list."""
+    blocked_by_variable: frozenset[str] = frozenset()
+    """Names of plugins that ``STREAMPREP_BLOCK_PLUGINS`` lists."""
 
     @property
     def hook(self) -> Any:
@@ -107,14 +115,6 @@ class Plugins:
         """
         made = [sink for found in self.hook.make_sinks(config=config) for sink in found]
         names = [sink.name for sink in made]
-        for name in config.sinks:
-            if name not in names:
-                message = f"{config.file}: [sinks.{name}] no installed plugin makes this sink"
-                for broken in self.broken:
-                    message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
-                for plugin, why in self.left_out:
-                    message += f"\nplugin {plugin.name} of {plugin.distribution} may make it, but is not loaded: {why}"
-                raise ConfigError(message)
         for what, those in (
             ("are called", names),
             ("write the table", [table.path for sink in made for table in sink.tables]),
@@ -123,6 +123,14 @@ class Plugins:
             for one in those:
                 if those.count(one) > 1:
                     raise ConfigError(f"two sinks {what} {one}; leave one of their plugins out with [plugins] block")
+        for name in config.sinks:
+            if name not in names:
+                message = f"{config.file}: [sinks.{name}] no installed plugin makes this sink"
+                for broken in self.broken:
+                    message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+                for plugin, why in self.left_out:
+                    message += f"\nplugin {plugin.name} of {plugin.distribution} may make it, but is not loaded: {why}"
+                raise ConfigError(message)
         return made
 
     @property
@@ -132,8 +140,12 @@ class Plugins:
 
     @property
     def left_out(self) -> list[tuple[LoadedPlugin, str]]:
-        """Plugins that are installed but were not to be loaded, and what says so."""
-        blocked = [(plugin, "[plugins] block names it") for plugin in self.plugins if plugin.blocked]
+        """Plugins that may have operations but were not to be loaded, and what says so."""
+        blocked = [
+            (plugin, f"{BLOCK_VARIABLE if plugin.name in self.blocked_by_variable else '[plugins] block'} names it")
+            for plugin in self.plugins
+            if plugin.blocked and plugin.name not in OFFER_NOTHING
+        ]
         return blocked + [(plugin, f"{LOAD_VARIABLE} does not list it") for plugin in self.not_listed]
 
     def check_blocked(self, block: Iterable[str], where: str) -> None:
@@ -156,7 +168,8 @@ def load_plugins(
     Parameters
     ----------
     block
-        Names of plugins to leave out.
+        Names of plugins to leave out, beside those that ``STREAMPREP_BLOCK_PLUGINS`` of this process's environment
+        lists, separated by commas.
     environ
         Where ``STREAMPREP_LOAD_PLUGINS`` is looked up: a comma-separated list of the only entry points to load;
         empty for none. Built-in plugins are always loaded.
@@ -168,7 +181,7 @@ def load_plugins(
     Raises
     ------
     ConfigError
-        ``STREAMPREP_LOAD_PLUGINS`` lists an entry point that is not installed.
+        ``STREAMPREP_LOAD_PLUGINS`` lists an entry point that is not installed; ``STREAMPREP_BLOCK_PLUGINS`` a plugin.
 
     Notes
     -----
@@ -178,15 +191,16 @@ def load_plugins(
     environ = os.environ if environ is None else environ
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
-    found = Plugins(manager)
-    blocked = set(block)
+    by_variable = os.environ.get(BLOCK_VARIABLE, "")
+    found = Plugins(manager, blocked_by_variable=frozenset(_names(by_variable)))
+    blocked = {*block, *found.blocked_by_variable}
     own = (metadata.version(PROJECT), PROJECT)
     for dotted in (*BUILTIN_FORMATS, *(BUILTIN_SINKS if sinks else ()), *BUILTIN_OPERATIONS, *extra):
         name = dotted.rpartition(".")[2]
         _add(found, name, own[1], own[0], blocked, lambda dotted=dotted: importlib.import_module(dotted))  # type: ignore[misc]
 
     only = environ.get(LOAD_VARIABLE)
-    wanted = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
+    wanted = None if only is None else _names(only)
     points = sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value))
     names = [point.name for point in points]
     built_in = {plugin.name for plugin in found.plugins}
@@ -199,7 +213,13 @@ def load_plugins(
             found.not_listed.append(LoadedPlugin(point.name, distribution, version))
             continue
         _add(found, point.name, distribution, version, blocked, point.load)
+    unknown = found.blocked_by_variable - (frozenset() if sinks else OFFER_NOTHING)
+    found.check_blocked(sorted(unknown), f"{BLOCK_VARIABLE}={by_variable}")
     return found
+
+
+def _names(listed: str) -> set[str]:
+    return {part.strip() for part in listed.split(",") if part.strip()}
 
 
 def _add(

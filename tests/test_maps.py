@@ -1,4 +1,4 @@
-"""Maps in sessions: each processed once, with a true header and a picture; what cannot be used fails alone."""
+"""Maps in sessions: each processed once, with a true header; what cannot be used fails alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from streamprep.config import load
 from streamprep.engine import Engine
 from streamprep.formats import mrc, mrc_output
 from streamprep.hookspecs import hookimpl
-from streamprep.pictures import map_picture
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.simulate import Acquisition, simulate
@@ -54,15 +52,13 @@ def written(folder: Path) -> list[str]:
     )
 
 
-def test_each_map_is_processed_once_with_a_picture(folder: Path) -> None:
+def test_each_map_is_processed_once(folder: Path) -> None:
     first, second = tiny_map(16, 1).pixels, np.random.default_rng(0).random((5, 8, 6)).astype(np.float32)
     put(folder, "first.mrc", first)
     put(folder, "deeper/second.map", second, 2.5)
     last = once(folder)
     assert (last.jobs, last.items) == ({"done": 2}, "maps")
-    expected = ["gallery/Maps/deeper/second.png", "gallery/Maps/first.png"]
-    expected += ["maps/Maps/deeper/second.mrc", "maps/Maps/first.mrc"]
-    assert written(folder) == expected
+    assert written(folder) == ["maps/Maps/deeper/second.mrc", "maps/Maps/first.mrc"]
     output = folder / "streamprep_out"
     image = mrc.read(output / "maps/Maps/first.mrc")
     np.testing.assert_array_equal(image.pixels, -first)
@@ -70,10 +66,6 @@ def test_each_map_is_processed_once_with_a_picture(folder: Path) -> None:
     np.testing.assert_array_equal(image.pixels, -second)
     assert image.pixel_size_angstrom == pytest.approx(2.5)
     assert b"of the test" in (output / "maps/Maps/first.mrc").read_bytes()[:1024]
-    with Image.open(output / "gallery/Maps/first.png") as picture:
-        shown = np.asarray(picture)
-    before, after = shown[2:242, 2:242], shown[246:486, 2:242]
-    np.testing.assert_allclose(before.astype(int) + after, 255, atol=2)  # turned over
     stamps = [(output / name).stat().st_mtime_ns for name in written(folder)]
     assert once(folder).jobs == {"done": 2}
     assert [(output / name).stat().st_mtime_ns for name in written(folder)] == stamps
@@ -121,11 +113,6 @@ def test_a_session_without_operations_on_maps_says_why_it_takes_none(folder: Pat
     config.write_text(config.read_text().replace("[maps.invert]", "[coordinates.pick_noise]\nbox_size_px = 32"))
     last = once(folder)
     assert last.rejected == 1
-
-
-def test_a_picture_has_a_row_for_each_map() -> None:
-    picture = map_picture([np.zeros((4, 6, 8)), np.ones((3, 3, 3))], side_px=100)
-    assert picture.size == (4 * 104, 2 * 104)
 
 
 def test_maps_wait_for_the_files_that_their_operations_name(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The map sink: each processed map as one immutable file with a true header, and a picture of it before and after."""
+"""The map sink: each processed map, and each of its masks, as one immutable file with a true header."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import numpy as np
 from streamprep.config import Config
 from streamprep.formats import image_ending, mrc_output
 from streamprep.hookspecs import ItemResult, Sink, Staged, Table, hookimpl
-from streamprep.pictures import map_picture
 from streamprep.sinks import staged_file
 
-MAPS, GALLERY = "maps", "gallery"
+MAPS = "maps"
 
 
 class MapSink(Sink):
-    """Stages a processed map and its picture."""
+    """Stages a processed map and its masks."""
 
     name = "maps"
-    folders = (MAPS, GALLERY)
+    folders = (MAPS,)
     tables: Sequence[Table] = ()
 
     def stage(self, result: ItemResult, folder: Path) -> Staged:
-        """Write both, durably."""
-        made, before = result.map, result.map_before
-        if made is None or before is None:
+        """Write them, durably."""
+        made = result.map
+        if made is None:
             return Staged()
         name = result.item.name  # no item's own name has a ~
         version = "" if result.generation == 1 and not name.endswith("_mask") else f"~{result.generation}"
@@ -39,12 +38,7 @@ class MapSink(Sink):
             stack=False,
             template=template,
         )
-        picture = folder / "map.png"
-        map_picture([before.pixels, made.pixels]).save(picture)
-        made_files = [
-            (staged, f"{MAPS}/{name}{version}.mrc"),
-            (picture, f"{GALLERY}/{name}{version}.png"),
-        ]
+        made_files = [(staged, f"{MAPS}/{name}{version}.mrc")]
         for called, mask in made.masks.items():
             path = folder / f"{called}.mrc"
             mrc_output.write(
