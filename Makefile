@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test quick lint crash faults model soak nightly fuzz bench clean
+.PHONY: help demo test quick lint docs crash faults model soak nightly fuzz bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -10,17 +10,20 @@ help: ## Show this list
 demo: .venv/.installed ## Simulate a microscope, process its micrographs as they come, show the result
 	$(BIN)/streamprep demo
 
-test: .venv/.installed-dev lint ## All checks: lint, types, import rules, the whole test suite
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+test: .venv/.installed-dev .venv/axe/.installed lint docs ## All checks: lint, types, import rules, the links of the documentation, the whole test suite
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-quick: .venv/.installed-dev ## The tests without the slow ones
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
+quick: .venv/.installed-dev .venv/axe/.installed ## The tests without the slow ones
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow"
 
 lint: .venv/.installed-dev ## Lint, formatting, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.installed-docs ## The documentation site, in site/: open site/index.html; dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 CRASH_JOBS ?= $(shell nproc)
 crash: .venv/.installed-dev ## Kill the daemon at random, at every system call and in its recovery; cut the power 200 times (as root)
@@ -59,7 +62,7 @@ fuzz: .venv/.installed-dev ## Fuzz the readers of files, all targets together fo
 	done
 
 clean: ## Remove what the other targets made
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Made last, so that an environment whose making was interrupted is made again.
 .venv/.made:
@@ -75,3 +78,14 @@ clean: ## Remove what the other targets made
 .venv/.installed-dev: pyproject.toml .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/.installed
+
+.venv/.installed-docs: pyproject.toml .venv/.made
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@ .venv/.installed
+
+# axe-core judges whether the dashboard can be used without eyes or a mouse; where it cannot be had that test is skipped.
+.venv/axe/.installed: .venv/.made
+	@mkdir -p .venv/axe
+	@npm install --prefix .venv/axe --no-audit --no-fund --silent --fetch-retries=1 --fetch-timeout=20000 axe-core@4 >/dev/null 2>&1 \
+	  || echo "axe-core could not be installed: the test that needs it will be skipped"
+	@touch $@

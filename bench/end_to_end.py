@@ -48,6 +48,7 @@ TITLES = {
     "polling": "polling",
 }
 RESULTS = Path(__file__).parent / "results"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "end_to_end.svg"
 CTF_TABLE = "micrographs_ctf.star"
 MICROSCOPE = Path(__file__).with_name("microscope.py")
 PROGRAM = (sys.executable, "-c", "from streamprep.cli import main; main()")
@@ -117,7 +118,7 @@ def main() -> None:
     if kept is not None:
         kept.mkdir(parents=True, exist_ok=True)
         (kept / "end_to_end.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        plot(results, kept / "end_to_end.svg")
+        plot(results, PICTURE if said.results is None else kept / PICTURE.name)
     print(tables(results))
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, ClassVar, Literal, TypeVar
 
-import array_api_compat.numpy as _numpy_namespace
 import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are loaded when they are used: at each start that is 0.1 s or more
@@ -36,8 +35,16 @@ T = TypeVar("T")
 def array_namespace(*arrays: Array) -> Any:
     """The array API namespace that all the given arrays belong to."""
     if all(type(array) is np.ndarray for array in arrays):  # at once: it is asked for each part of a stack
-        return _numpy_namespace
+        return _numpy_namespace()
     return _array_namespace(*arrays)
+
+
+@cache
+def _numpy_namespace() -> Any:
+    """Loaded when something is computed: it loads all of numpy, which takes an eighth of the start of a daemon."""
+    import array_api_compat.numpy
+
+    return array_api_compat.numpy
 
 
 @dataclass(frozen=True, slots=True)

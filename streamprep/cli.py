@@ -289,6 +289,9 @@ def init(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a configuration that is there.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write nothing; print the reference of all keys as a page of Markdown.")
+    ] = False,
 ) -> None:
     """Write a commented configuration, made from the operations' own parameters.
 
@@ -299,6 +302,9 @@ def init(
     from streamprep import templates
     from streamprep.plugin_manager import load_plugins
 
+    if markdown:
+        _out(templates.configuration_page(load_plugins()).rstrip("\n"))
+        return
     path = folder / "streamprep.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path}: there is a configuration already; --force overwrites it")
@@ -565,6 +571,36 @@ def repair(
 
 
 @app.command(rich_help_panel=SESSIONS)
+def upgrade(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it; what differs is told otherwise, and nothing is done.")
+    ] = False,
+) -> None:
+    """Have a session go on that other versions of streamprep or of plugins began.
+
+    Where more than versions differs, it is refused. A ledger of an older form is upgraded by the next start anyway.
+
+    Example: [bold]streamprep upgrade --yes[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep.upgrading import continue_with, other_versions
+
+    output, changes = other_versions(loaded, made)
+    for change in changes:
+        _out(change)
+    if not changes:
+        _out(f"{output}: made with these versions; nothing to do")
+    elif yes:
+        continue_with(loaded, made, output, changes)
+        _out(f"{output}: the next start goes on with it")
+    else:
+        _out(f"{output}: the same but for that; --yes has the session go on with these versions")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=SESSIONS)
 def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
     """Make all pictures that are due, and report.html, of a session that runs or ran; needs no right but to write them.
 
@@ -582,6 +618,56 @@ def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> 
         task = bar.add_task("drawing", total=None)
         Maker(loaded, plugins, made, output).all(lambda done, total: bar.update(task, completed=done, total=total))
     _out(str(output / REPORT))
+
+
+@app.command(rich_help_panel=SESSIONS)
+def dashboard(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. All but this machine's own ask for a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8765,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File, of mode 600, with the token to ask for; it is made where it is not there."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name that browsers may call this server by. May be repeated."),
+    ] = None,
+) -> None:
+    """Show a session in the browser, while its daemon runs and afterwards. Nothing is written or locked.
+
+    It needs the extra web: pip install 'streamprep\\[web]'.
+
+    Example: [bold]streamprep dashboard streamprep.toml --port 8080[/bold]
+
+    Another machine sees it through a tunnel: [bold]ssh -N -L 8765:127.0.0.1:8765 USER@HOST[/bold]
+
+    The whole network may, with a token: [bold]streamprep dashboard --host 0.0.0.0 --token-file token[/bold]
+    """
+    loaded, _, made = _prepare(config, overrides)
+    from streamprep.session import find_output
+
+    try:
+        server = importlib.import_module("streamprep.web.server")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("streamprep"):
+            raise
+        raise ConfigError(
+            f"the dashboard needs {error.name}; install it with: pip install 'streamprep[web]'"
+        ) from error
+    server.serve(
+        lambda: find_output(loaded, made),
+        config=config.absolute(),
+        overrides=overrides or (),
+        host=host,
+        port=port,
+        token_file=token_file,
+        allow_hosts=allow_host or (),
+        out=lambda line: print(_shown(line), flush=True),  # noqa: T201 - at once, where standard output is a pipe
+    )
 
 
 # --- trying things out -----------------------------------------------------------------------------------------------

@@ -341,7 +341,7 @@ def _fill(sections: Iterable[_Section], width: int, room: int) -> list[Text]:
 
 
 def _sections(snapshot: Any, said: Sequence[str]) -> list[_Section]:
-    retry = "to take them up again: streamprep retry" if snapshot.failed else ""
+    retry = "again: streamprep retry" if snapshot.failed else ""
     working = clean(f"{snapshot.workers} workers on {snapshot.device}")
     messages = [_Reason(Text(), Text(clean(text))) for text in reversed(said)]
     return [

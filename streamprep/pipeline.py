@@ -127,6 +127,10 @@ class Plan:
         text = json.dumps(described, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """The hash, and all that it stands for."""
+        return {"hash": self.hash, "steps": [step.describe() for step in self.steps], **self.settings}
+
 
 class OperationError(StreamprepError):
     """An operation raised, or returned what it must not. Names it, so that failures can be counted per operation."""

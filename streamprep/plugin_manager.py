@@ -115,14 +115,6 @@ class Plugins:
         """
         made = [sink for found in self.hook.make_sinks(config=config) for sink in found]
         names = [sink.name for sink in made]
-        for name in config.sinks:
-            if name not in names:
-                message = f"{config.file}: [sinks.{name}] no installed plugin makes this sink"
-                for broken in self.broken:
-                    message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
-                for plugin, why in self.left_out:
-                    message += f"\nplugin {plugin.name} of {plugin.distribution} may make it, but is not loaded: {why}"
-                raise ConfigError(message)
         for what, those in (
             ("are called", names),
             ("write the table", [table.path for sink in made for table in sink.tables]),
@@ -131,6 +123,14 @@ class Plugins:
             for one in those:
                 if those.count(one) > 1:
                     raise ConfigError(f"two sinks {what} {one}; leave one of their plugins out with [plugins] block")
+        for name in config.sinks:
+            if name not in names:
+                message = f"{config.file}: [sinks.{name}] no installed plugin makes this sink"
+                for broken in self.broken:
+                    message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
+                for plugin, why in self.left_out:
+                    message += f"\nplugin {plugin.name} of {plugin.distribution} may make it, but is not loaded: {why}"
+                raise ConfigError(message)
         return made
 
     @property

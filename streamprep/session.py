@@ -351,8 +351,12 @@ def open_ledger(output: Path, config: Config, plan: Plan, *, looking: bool = Fal
     for kind, needed in required_kinds(config, plan).items():
         ledger.require(needed, of=kind, optional=optional_kinds(config, plan, kind))
     if _plan_hash_of(output) != plan.hash:
-        described = {"hash": plan.hash, "steps": [step.describe() for step in plan.steps], **plan.settings}
-        written = output / STATE_FOLDER / ".plan.json.tmp"
-        written.write_text(json.dumps(described, indent=1))
-        written.replace(output / STATE_FOLDER / "plan.json")
+        write_plan(output, plan)
     return ledger
+
+
+def write_plan(output: Path, plan: Plan) -> None:
+    """Say which plan an output folder belongs to, and what it is."""
+    written = output / STATE_FOLDER / ".plan.json.tmp"
+    written.write_text(json.dumps(plan.describe(), indent=1))
+    written.replace(output / STATE_FOLDER / "plan.json")

@@ -1,4 +1,4 @@
-"""Texts made from the operations' own models: the commented configuration, and the explanations of `streamprep ops`."""
+"""Texts made from the models of the configuration and the operations: the commented file, and their references."""
 
 from __future__ import annotations
 
@@ -6,30 +6,22 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from streamprep.config import (
-    ClusterSection,
-    Config,
-    CtfSection,
-    Matching,
-    NotifySection,
-    OpticsSection,
-    PicturesSection,
-    PluginsSection,
-    Session,
-    Sets,
-)
+from streamprep.config import Config, CtfSection, OpticsSection, Session
 from streamprep.hookspecs import OPERATION_HOOKS
 from streamprep.model import ConfigError, nearest
 from streamprep.plugin_manager import LoadedOperation, Plugins
 
 DEFAULT_OPERATIONS = ("coordinates.pick_noise", "particles.normalize", "particles.invert")
+DISTRIBUTION = "streamprep"
+"""Its operations have pictures in docs/images/operations; those of others have none."""
 USUAL_FOLDERS = ("Micrographs", "Coordinates")
 
 
@@ -83,15 +75,9 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     else:
         lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
                   '# table = "micrographs_ctf.star"', ""]  # fmt: skip
-    for name, model in (
-        ("matching", Matching),
-        ("sets", Sets),
-        ("pictures", PicturesSection),
-        ("plugins", PluginsSection),
-        ("cluster", ClusterSection),
-        ("notify", NotifySection),
-    ):
-        lines += [f"[{name}]", *_fields(model, {}), ""]
+    for name, model in sections():
+        if model not in (Session, OpticsSection, CtfSection):
+            lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
         on = table in active or (lane == "extract" and not only_maps)
@@ -102,6 +88,14 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
         lines += section if on else [f"# {line}" if not line.startswith("#") else line for line in section]
         lines.append("")
     return "\n".join(lines)
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    """The tables of the configuration that have a model of their own, in order."""
+    for name, field in Config.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield name, kind
 
 
 def _by_lane(plugins: Plugins) -> Iterable[tuple[str, LoadedOperation]]:
@@ -155,15 +149,68 @@ def explain_operation(plugins: Plugins, name: str) -> str:
     parts = []
     for lane, made in found:
         lines = [f"{name}  [{lane}]  order {made.info.order}  ({made.distribution} {made.version})"]
-        lines += ["", inspect.getdoc(made.function) or "", "", "Parameters:"]
+        lines += ["", _plain(inspect.getdoc(made.function) or ""), "", "Parameters:"]
         for key, field in made.info.params.model_fields.items():
             lines.append(f"  {key} ({type_text(field)}; {default_text(field)})")
             lines += textwrap.wrap(field.description or "", 100, initial_indent="      ", subsequent_indent="      ")
         parts.append("\n".join(lines))
-    kernel = getattr(inspect.getmodule(found[0][1].function), name, None)
-    if kernel is not None and inspect.getdoc(kernel):
-        parts.append("How it is computed:\n\n" + textwrap.indent(inspect.getdoc(kernel) or "", "  "))
+    computed = inspect.getdoc(_kernel(found[0][1]))
+    if computed:
+        parts.append("How it is computed:\n\n" + textwrap.indent(_plain(computed), "  "))
     return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """A docstring with its formulas, between $$ and $$, as they are read in a terminal."""
+
+    def formula(found: re.Match[str]) -> str:
+        spaced = re.sub(r"\\text\{(.*?)\}", r"\1", found[1]).replace("\\quad", " ").replace("~", "")
+        return re.sub(r" +", " ", spaced.replace("\\", ""))
+
+    return re.sub(r"\$\$(.*?)\$\$", formula, text, flags=re.DOTALL)
+
+
+def _kernel(made: LoadedOperation) -> object:
+    """The pure function behind an operation, or the operation itself: what its module calls by its name."""
+    return getattr(inspect.getmodule(made.function), made.info.name, made.function)
+
+
+def configuration_page(plugins: Plugins) -> str:
+    """Reference of all the tables and keys of the configuration in Markdown; operations' own are on their page."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `streamprep init --markdown` from the models that check `streamprep.toml`. How to write one:",
+        "[Configuring a session](configuring.md).",
+        "",
+    ]
+    for name, model in sections():
+        about = " ".join((inspect.getdoc(model) or "").split())
+        needed = Config.model_fields[name].is_required()
+        lines += [f"## [{name}]", "", f"{about}{' This table is needed.' if needed else ''}", ""]
+        lines += _table(model, "key")
+    lines += [
+        "## Operations",
+        "",
+        "A table turns its operation on. Each takes `order`, a whole number, beside its own keys.",
+        "",
+        "| table | order | what it does |",
+        "|---|---|---|",
+    ]
+    for lane, made in _by_lane(plugins):
+        name = made.info.name
+        table = "[extract]" if lane == "extract" else f"[{lane}.{name}]"
+        about = (inspect.getdoc(made.info.params) or "").splitlines()[0]
+        lines.append(f"| [`{table}`](operations.md#{name}) | {made.info.order} | {_cell(about)} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(model: type[BaseModel], word: str) -> list[str]:
+    rows = [
+        f"| `{key}` | {_cell(field.description or '')} | {_cell(type_text(field))} | {_cell(default_text(field))} |"
+        for key, field in model.model_fields.items()
+    ]
+    return [f"| {word} | meaning | type | default, range |", "|---|---|---|---|", *rows, ""] if rows else []
 
 
 def operations_page(plugins: Plugins) -> str:
@@ -187,22 +234,16 @@ def operations_page(plugins: Plugins) -> str:
         lines += [f"## {name}", ""]
         for lane, made in found:
             table = "[extract]" if lane == "extract" else f"[{lane}.{name}]"
-            about = " ".join((inspect.getdoc(made.function) or "").split())
+            about = " ".join((inspect.getdoc(made.function) or "").partition("\n\n")[0].split())
             lines += [f"`{table}`, order {made.info.order}. {about}", ""]
+        if all(made.distribution == DISTRIBUTION for _, made in found):
+            lines += [f"![Before and after {name}](images/operations/{name}.png)", ""]
         models = list(dict.fromkeys(made.info.params for _, made in found))
         for params in models:
-            if params.model_fields:
-                if len(models) > 1:
-                    lines += [f"For {', '.join(lane for lane, made in found if made.info.params is params)}:", ""]
-                lines += ["| parameter | type | default, range | meaning |", "|---|---|---|---|"]
-                lines += [
-                    f"| `{key}` | {_cell(type_text(field))} | {_cell(default_text(field))} "
-                    f"| {_cell(field.description or '')} |"
-                    for key, field in params.model_fields.items()
-                ]
-                lines.append("")
-        kernel = getattr(inspect.getmodule(found[0][1].function), name, None)
-        lines += _computed(inspect.getdoc(kernel) or "", set(found[0][1].info.params.model_fields))
+            if params.model_fields and len(models) > 1:
+                lines += [f"For {', '.join(lane for lane, made in found if made.info.params is params)}:", ""]
+            lines += _table(params, "parameter")
+        lines += _computed(inspect.getdoc(_kernel(found[0][1])) or "", set(found[0][1].info.params.model_fields))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -223,13 +264,23 @@ def _computed(page: str, parameters: set[str]) -> list[str]:
 
 def type_text(field: FieldInfo) -> str:
     """A parameter's type for people."""
-    kind = field.annotation
-    choices = [part for part in get_args(kind) if part is not type(None)]
-    if choices and all(isinstance(part, str) for part in choices):
-        return " | ".join(choices)
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    parts = choices or [kind]
-    return " or ".join(names.get(part, getattr(part, "__name__", str(part))) for part in parts)
+    return _kind_text(field.annotation)
+
+
+def _kind_text(kind: Any) -> str:
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", SecretStr: "text"}
+    origin, parts = get_origin(kind), [part for part in get_args(kind) if part is not type(None)]
+    if origin is Annotated:
+        return _kind_text(parts[0])
+    if origin is Literal:
+        return " | ".join(str(part) for part in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(_kind_text(part) for part in parts)
+    if origin is list:
+        return f"list of {_kind_text(parts[0])}"
+    if origin is dict:
+        return f"table of {_kind_text(parts[1])}"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def default_text(field: FieldInfo) -> str:
@@ -242,8 +293,18 @@ def default_text(field: FieldInfo) -> str:
     if field.is_required():
         default = "required"
     else:
-        default = "optional" if field.default is None else f"default {_toml(field.default)}"
+        value = field.get_default(call_default_factory=True)
+        default = "optional" if value is None else f"default {_toml(value)}"
     return ", ".join([default, *limits])
 
 
-__all__ = ["DEFAULT_OPERATIONS", "Config", "configuration", "explain_operation", "list_operations", "operations_page"]
+__all__ = [
+    "DEFAULT_OPERATIONS",
+    "Config",
+    "configuration",
+    "configuration_page",
+    "explain_operation",
+    "list_operations",
+    "operations_page",
+    "sections",
+]

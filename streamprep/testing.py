@@ -1,7 +1,7 @@
-"""Helpers for the authors of operations: array backends to test on, tiny data, and a way to run one operation.
+"""Helpers for the authors of plugins: array backends to test on, tiny data, and ways to run what was made.
 
-Nothing here needs a session, a file or a GPU. pytest is needed for `backends` and `array_backend` only; a project that
-uses ``--strict-markers`` declares the marker ``gpu``, which the cupy case carries.
+Nothing here needs a GPU, and only `run_sink` and `run_session` write files. pytest is needed for `backends` and
+`array_backend` only; a project that uses ``--strict-markers`` declares the marker ``gpu``, which the cupy case carries.
 
 Examples
 --------
@@ -33,10 +33,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from streamprep import Context, Coordinates, Ctf, Item, Map, Micrograph, Optics, Particles
+from streamprep import Context, Coordinates, Ctf, Item, ItemResult, Map, Micrograph, Optics, Particles, Sink
 from streamprep.arrays import array_namespace, choose_backend, in_memory, to_host
-from streamprep.model import Array
+from streamprep.model import Array, Identity, Label
+from streamprep.naming import STATE_FOLDER
 from streamprep.pipeline import Said
+from streamprep.snapshot import Snapshot
 
 try:
     import pytest
@@ -273,6 +275,21 @@ def tiny_map(size_px: int = 16, seed: int = 0, *, name: str = "tiny_map.mrc", pi
     return Map(name, voxels.astype(np.float32), pixel_size_angstrom)
 
 
+def tiny_result(n: int = 4, box_px: int = 16, seed: int = 0, *, name: str = "Micrographs/tiny") -> ItemResult:
+    """What the operations made of a micrograph: its particles, for sinks.
+
+    Returns
+    -------
+    ItemResult
+        A micrograph, n coordinates and n particles with a CTF each, as `tiny_particles` makes them, all on the host.
+    """
+    particles = tiny_particles(n, box_px, seed)
+    micrograph = tiny_micrograph((4 * box_px, 6 * box_px), seed, name=f"{name}.mrc")
+    coordinates: dict[Label, Coordinates] = {"particle": particles.coordinates or tiny_coordinates(n)}
+    item = Item("micrograph", name, Path(f"{name}.mrc"))
+    return ItemResult(item, 1, micrograph, coordinates, {"particle": particles})
+
+
 # --- running one operation -------------------------------------------------------------------------------------------
 
 
@@ -362,6 +379,112 @@ def run_operation(
     return Run(result, warnings)
 
 
+# --- running one sink ------------------------------------------------------------------------------------------------
+
+
+def run_sink(sink: Sink, result: ItemResult, output: Path) -> list[str]:
+    """Hand one item's result to a sink, and commit what it stages, as a session would.
+
+    Each call is a start of its own, with all that a start does: a second one on the same folder is what follows a
+    restart. The same item given again is a new generation of it.
+
+    Parameters
+    ----------
+    sink
+        The only one of this output folder.
+    result
+        As `tiny_result` makes it. Its generation is set here.
+    output
+        The output folder; made where there is none.
+
+    Returns
+    -------
+    list of str
+        All files that a reader finds below ``output``, sorted.
+
+    Raises
+    ------
+    ValueError
+        The sink wrote outside its staging folder, or what it staged cannot be committed.
+    """
+    from streamprep.committer import Committer, Result, make_output  # not what tests of operations need
+    from streamprep.ledger import Ledger, SourceRow
+
+    make_output(output)
+    ledger = Ledger(output / STATE_FOLDER / "ledger.sqlite")
+    try:
+        ledger.require({}, of="map")  # whatever it is, it waits for nothing here
+        committer = Committer(output, ledger, [sink])
+        committer.recover()
+        ledger.start_run(0.0, "tests")
+        source, _, path = result.item.name.partition("/")
+        ledger.put_source(SourceRow(source, "", output, ".", "1:1"))
+        last = ledger.newest(source, f"{path}.mrc")
+        identity = Identity(1, 1 if last is None else last.generation + 1, 1, 1)
+        file = ledger.notice(source, f"{path}.mrc", identity, "map", 0.0)
+        if file is None:
+            raise ValueError(f"{result.item.name}: it cannot be recorded a second time")
+        ledger.item_found(file)
+        (job,) = ledger.claim(1)
+        folder = committer.staging / str(job.id)
+        folder.mkdir(parents=True)
+        before = _visible(output)
+        staged = sink.stage(replace(result, generation=job.generation), folder)
+        strange = sorted(_visible(output) - before)
+        if strange:
+            raise ValueError(
+                f"{sink.name} wrote {strange[0]} itself; it may write into the folder that it is given only"
+            )
+        (fault,) = committer.commit([Result(job, [staged], folder)])
+        if fault is not None:
+            raise ValueError(f"{sink.name}: what it staged cannot be committed: {fault}")
+        committer.publish(force=True)
+    finally:
+        ledger.close()
+    return sorted(_visible(output))
+
+
+def _visible(output: Path) -> set[str]:
+    files = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if path.parts[0] != STATE_FOLDER}
+
+
+# --- a whole session -------------------------------------------------------------------------------------------------
+
+
+def run_session(config: Path, *overrides: str) -> Snapshot:
+    """Process what is there, publish, and end, as `streamprep once` does, but in this process.
+
+    Plugins are found as ever, by their entry points: the package under test has to be installed, in editable form, say.
+
+    Parameters
+    ----------
+    config
+        The configuration file.
+    *overrides
+        ``TABLE.KEY=VALUE`` texts, as after ``--set``; files settle at once unless they say otherwise.
+
+    Returns
+    -------
+    Snapshot
+        The last state: ``jobs`` counts items by how they ended, ``rows`` those of each set.
+
+    Raises
+    ------
+    ConfigError
+        The configuration, or a parameter in it, is not valid.
+    """
+    from streamprep.config import load
+    from streamprep.engine import Engine
+    from streamprep.pipeline import resolve
+    from streamprep.plugin_manager import load_plugins
+    from streamprep.workers import InlineExecutor
+
+    loaded = load(config, ["session.settle_seconds=0", *overrides])
+    plugins = load_plugins(block=loaded.plugins.block)
+    return Engine(loaded, plugins, resolve(loaded, plugins), once=True, executor=InlineExecutor).run()
+
+
 def _scale(pieces: tuple[Data, ...]) -> dict[str, Any]:
     """Size and pixel size that parameters are checked against; the size counts for boxes and maps only."""
     for piece in pieces:
@@ -385,12 +508,15 @@ __all__ = [
     "Run",
     "backends",
     "run_operation",
+    "run_session",
+    "run_sink",
     "tiny_coordinates",
     "tiny_ctf",
     "tiny_map",
     "tiny_micrograph",
     "tiny_optics",
     "tiny_particles",
+    "tiny_result",
 ]
 if pytest is not None:
     __all__ += ["array_backend"]

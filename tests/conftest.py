@@ -7,18 +7,28 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from streamprep.simulate import Acquisition, simulate
+from tests.forked import Forked
 
 os.environ.setdefault("STREAMPREP_BLOCK_PLUGINS", "pictures")  # no process for pictures beside each of the sessions
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Acquisition(micrographs=3, size_px=320, particles=6, box_size_px=48, seed=7)
+
+
+Process = subprocess.Popen[str] | Forked
+"""A running program."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests begin first, so that none is left over when the other processes have no more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def shared_folder(variable: str, name: str) -> Path:
@@ -74,28 +84,37 @@ class Session:
     def command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-c", "from streamprep.cli import main; main()", *map(str, arguments)]
 
-    def call(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, **(env or {})},
-        )
+    def call(
+        self, *arguments: object, env: dict[str, str] | None = None, fork: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the program to its end: a fork of a server, which is there at once, or a start of Python."""
+        process = self._begin(arguments, env, fork)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(["streamprep", *map(str, arguments)], process.wait(), out, err)
 
-    def once(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return self.call("once", "--plain", *arguments, env=env)
+    def once(
+        self, *arguments: object, env: dict[str, str] | None = None, fork: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        return self.call("once", "--plain", *arguments, env=env, fork=fork)
 
-    def start(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, env: dict[str, str] | None = None, fork: bool = True) -> Process:
+        """Start the daemon, in the same way."""
+        return self._begin(("run", "--log-json", *arguments), env, fork)
+
+    def _begin(self, arguments: Sequence[object], env: dict[str, str] | None, fork: bool) -> Process:
+        environ = {**os.environ, **(env or {})}
+        if fork:
+            return Forked(arguments, self.folder, environ)
         return subprocess.Popen(
-            self.command("run", "--log-json", *arguments),
+            self.command(*arguments),
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **(env or {})},
+            env=environ,
         )
 
 
@@ -137,9 +156,9 @@ def eventually() -> Callable[[Callable[[], bool], float], None]:
 
 
 @pytest.fixture
-def stopped() -> Iterator[list[subprocess.Popen[str]]]:
+def stopped() -> Iterator[list[Process]]:
     """Processes put into this list are ended after the test, however it ends."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[Process] = []
     yield processes
     for process in processes:
         if process.poll() is None:

@@ -13,18 +13,20 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console as RichConsole
 
-from streamprep.console import Console, duration, summary, view
-from streamprep.snapshot import Snapshot, clean
+from streamprep.console import Console, summary
+from streamprep.console_view import TWO_COLUMNS, Past, duration, view
+from streamprep.snapshot import Gpu, Snapshot, Stage, clean
 from tests.conftest import ROOT, Session
 
 SNAPSHOT = Snapshot(
@@ -47,7 +49,7 @@ SNAPSHOT = Snapshot(
     operation_seconds={"normalize": 0.012},
     failures=(
         {"item": "Micrographs/mic_9", "state": "failed", "reason": "truncated", "file": "Micrographs/mic_9.mrc",
-         "operation": None, "traceback": None, "attempts": 1, "when": 0.0},
+         "operation": None, "traceback": None, "attempts": 1, "when": 60.0},
     ),
     failed=1,
     rejected=1,
@@ -56,35 +58,64 @@ SNAPSHOT = Snapshot(
     unmatched=(),
     degraded=("/data is on nfs4, which gives no events: scanning it instead",),
     disk_free_bytes=3 << 30,
+    taken=300.0,
+    stages=(
+        Stage("settling", 1200.0, 2, 1.5),
+        Stage("waiting", 560.0, 1, 4000.0),
+        Stage("processing", 555.0, 5, 12.0),
+        Stage("committing", 553.0, 0, 0.0),
+        Stage("publishing", 67200.0, 280, 1.2),
+    ),
+    recent_warnings=(("Micrographs/mic_7", ("2 coordinates lie outside",)),),
+    disk_total_bytes=30 << 30,
+    gpus=(Gpu("NVIDIA A100", 87.0, 30 << 30, 80 << 30, 61.0),),
 )  # fmt: skip
 
 
-def drawn(snapshot: Snapshot, width: int = 110, height: int = 30) -> str:
-    stream = io.StringIO()
-    RichConsole(file=stream, width=width, height=height).print(view(snapshot, height=height))
-    return stream.getvalue()
+def drawn(snapshot: Snapshot, width: int = 110, height: int = 40, **given: Any) -> str:
+    return "\n".join(line.plain for line in view(snapshot, width, height, **given))
 
 
-def test_the_view_shows_what_a_facility_asks() -> None:
-    text = drawn(SNAPSHOT)
+@pytest.mark.parametrize("width", [80, 110, TWO_COLUMNS, 240])
+def test_the_view_shows_what_a_facility_asks(width: int) -> None:
+    filling = dataclasses.replace(SNAPSHOT, disk_reserve_bytes=1 << 30, disk_full_seconds=7300.0)
+    text = drawn(filling, width, 45, said=("recovery: cut off 3 bytes",))
     for words in (
-        "running", "1 min 15 s", "12 done", "1 in work", "4 queued", "1 waiting", "1 failed", "1 rejected", "560",
-        "46.7 particles/s", "1 min 01 s", "particles.star 3,360", "Micrographs/mic_12", "waits for coordinates",
-        "Micrographs/mic_13", "truncated", "nfs4", "3.0 GiB free", "normalize 12 ms", "extract.extract",
+        "RUNNING", "1 min 15 s", "/data/session/streamprep_out", "12 done", "1 in work", "4 queued", "1 waiting",
+        "1 failed", "1 rejected", "560 micrographs/h", "46.7 particles/s", "nfs4", "1 h 06 min !!", "1,200", "67,200",
+        "particles.star 3,360", "normalize", "12.0 ms", "3.0 GiB free of 30.0 GiB, full in 2 h", "87 % busy, 61 °C",
+        "30.0 GiB of 80.0 GiB", "1 micrograph waits for coordinates", "Micrographs/mic_12", "Micrographs/mic_13",
+        "Micrographs/mic_9.mrc", "truncated", "4 min ago", "streamprep retry", "2 coordinates lie outside",
+        "recovery: cut off 3 bytes",
     ):  # fmt: skip
         assert words in text, words
 
 
-@pytest.mark.parametrize(("width", "height"), [(110, 30), (80, 24), (60, 20), (40, 16)])
-def test_the_view_fits_the_terminal(width: int, height: int) -> None:
-    many = tuple(
-        (f"Micrographs/a_very_long_name_of_a_micrograph_{index:05d}", "waits for coordinates", 1.0)
-        for index in range(50)
-    )
-    text = drawn(dataclasses.replace(SNAPSHOT, waiting=many, waiting_count=50), width, height)
-    assert all(len(line) <= width for line in text.splitlines())
-    if width >= 80:
-        assert len(text.splitlines()) <= height
+def test_what_waits_for_the_same_is_told_together() -> None:
+    waits = [(f"Micrographs/mic_{index}", "waits for ctf", 60.0 * index) for index in range(7)]
+    text = drawn(dataclasses.replace(SNAPSHOT, waiting=(("a", "odd", 3.0), *waits), waiting_count=90))
+    assert "7 micrographs wait for ctf  oldest 6 min  Micrographs/mic_0, Micrographs/mic_1" in text
+    assert "1 micrograph: odd  for 3 s  a" in text
+    assert text.index("wait for ctf") < text.index("odd"), "the most first"
+    assert "of the oldest 8 of 90" in text
+
+
+def test_what_does_not_move_on_is_marked() -> None:
+    stages = (Stage("committing", 5.0, 1, 30.0), Stage("waiting", 5.0, 1, 30.0), Stage("publishing", 5.0, 9, 700.0))
+    lines = drawn(dataclasses.replace(SNAPSHOT, stages=stages)).splitlines()
+    ends = [line.rstrip() for line in lines if "30.0 s" in line or "11 min" in line]
+    assert [end[-4:] for end in ends] == ["0 s !"[-4:], "30.0 s"[-4:], "s !!"]
+
+
+def test_the_throughput_of_the_last_minutes() -> None:
+    past = Past()
+    for second in range(100):
+        done = 2 * second if second < 40 else 80
+        past.note(dataclasses.replace(SNAPSHOT, elapsed_seconds=float(second), jobs={"done": done}))
+    assert past.sparks(90) == "████▂▁▁▁▁", "the interval that is under way is left out"
+    assert past.sparks(6) == "█▂▁▁▁▁"
+    past.note(dataclasses.replace(SNAPSHOT, elapsed_seconds=1e6, jobs={"done": 81}))
+    assert len(past.done) == 90
 
 
 def test_a_paused_session_says_why() -> None:
@@ -110,44 +141,54 @@ def test_names_are_not_markup() -> None:
 def test_plain_lines() -> None:
     stream, time = io.StringIO(), [0.0]
     console = Console("plain", stream, clock=lambda: time[0])
-    console.item_finished("Micrographs/mic_1\x1b[2J", "done", None)
-    console.item_finished("Micrographs/mic_2", "failed", "cut\noff")
+    console.item_finished("Micrographs/mic_1\x1b[2J", "done", None, ())
+    console.item_finished("Micrographs/mic_2", "failed", "cut\noff", ())
     console.snapshot_taken(SNAPSHOT)
     time[0] = 5.0
     console.snapshot_taken(SNAPSHOT)
-    assert len(stream.getvalue().splitlines()) == 2, "not a line for every snapshot"
     time[0] = 11.0
     console.snapshot_taken(SNAPSHOT)
+    console.close()
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("done     Micrographs/mic_1")
     assert "\x1b" not in stream.getvalue()
-    assert "12 done, 3 queued, 1 waiting" in lines[2]
+    assert "12 done, 3 queued, 1 waiting (oldest 1 min), 1 failed" in lines[2]
+    assert len(lines) == 3, "not a line for every snapshot"
 
 
 def test_json_lines() -> None:
-    stream = io.StringIO()
-    console = Console("json", stream)
+    stream, time = io.StringIO(), [0.0]
+    console = Console("json", stream, clock=lambda: time[0])
     plan = SimpleNamespace(hash="abc", steps=[])
     console.run_started(plan, SimpleNamespace())
-    console.item_finished("Micrographs/mic_1\n", "failed", 'a "quoted" reason')
+    console.item_finished("Micrographs/mic_1\n", "failed", 'a "quoted" reason', ("odd",))
     console.operation_finished("Micrographs/mic_1", "normalize", 0.25)
     console.warning_raised("slow disk")
+    for time[0] in (0.0, 5.0, 11.0):
+        console.snapshot_taken(SNAPSHOT)
     console.run_stopped(SNAPSHOT)
+    console.close()
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [event["event"] for event in events] == [
-        "run_started", "item_finished", "operation_finished", "warning", "run_stopped",
+        "run_started", "warning", "item_finished", "operation_finished", "warning", "snapshot", "run_stopped",
     ]  # fmt: skip
-    assert events[1]["item"] == "Micrographs/mic_1\n"
-    assert events[4]["rows"] == SNAPSHOT.rows
+    assert events[1] == {"event": "warning", "time": events[1]["time"], "item": "Micrographs/mic_1\n", "message": "odd"}
+    assert events[2]["item"] == "Micrographs/mic_1\n"
+    assert "item" not in events[4]
+    assert events[5]["stages"][1] == dataclasses.asdict(SNAPSHOT.stages[1])
+    assert events[5]["gpus"] == [dataclasses.asdict(SNAPSHOT.gpus[0])]
+    assert "failures" not in events[5]
+    assert events[6]["rows"] == SNAPSHOT.rows
 
 
 def test_quiet_prints_the_summary_only() -> None:
     stream = io.StringIO()
     console = Console("quiet", stream)
-    console.item_finished("a", "done", None)
+    console.item_finished("a", "done", None, ())
     console.snapshot_taken(SNAPSHOT)
-    assert stream.getvalue() == ""
+    console.warning_raised("slow disk")
     console.run_stopped(SNAPSHOT)
+    console.close()
     assert stream.getvalue().splitlines() == summary(SNAPSHOT)
 
 
@@ -165,7 +206,8 @@ def test_live_view_starts_draws_and_ends() -> None:
     console.snapshot_taken(SNAPSHOT)
     console.warning_raised("[red]disk[/red]")
     console.run_stopped(dataclasses.replace(SNAPSHOT, mode="finished"))
-    assert "finished" in stream.getvalue()
+    console.close()
+    assert "warning: [red]disk[/red]\n12 micrographs done" in stream.getvalue()
     assert "results in /data/session/streamprep_out" in stream.getvalue()
 
 
@@ -184,22 +226,21 @@ def full(many: int) -> Snapshot:
     )
 
 
-@pytest.mark.parametrize("width", [30, 60, 80, 110, 200])
+@pytest.mark.parametrize("width", [30, 60, 80, 110, 240])
 @pytest.mark.parametrize("many", [0, 1, 5, 20])
 def test_the_view_fits_any_terminal(many: int, width: int) -> None:
-    for height in range(8, 41):
-        lines = drawn(full(many), width, height).splitlines()
+    for height in (*range(5, 31, 5), 70):
+        lines = view(full(many), width, height)
         assert len(lines) <= height, height
-        assert max(map(len, lines)) <= width
-        assert lines[0].startswith("╭")
-        assert lines[-1].startswith("╰"), "the frame is whole"
+        assert {line.cell_len for line in lines} == {width}
 
 
 @pytest.mark.parametrize(
-    ("height", "shown"), [(12, ("paused", "done", "micrographs/h")), (24, ("failed or rejected",))]
+    ("height", "shown"),
+    [(12, ("paused", "12 done", "micrographs/h")), (20, ("passed/h", "publishing", "failed or rejected", "waiting"))],
 )
 def test_a_small_terminal_shows_what_matters(height: int, shown: tuple[str, ...]) -> None:
-    text = drawn(full(5), 80, height)
+    text = drawn(dataclasses.replace(full(5), degraded=()), 60, height)
     for words in shown:
         assert words in text
 
@@ -219,6 +260,7 @@ def test_no_more_is_in_work_than_there_are_workers() -> None:
 TERMINAL_SESSION = """
 import sys, time
 from types import SimpleNamespace
+from typing import Any
 from streamprep.console import Console
 from tests.test_console import SNAPSHOT
 console = Console("live")
@@ -296,7 +338,7 @@ def test_a_second_interrupt_leaves_the_terminal_as_it_was(
     empty_session: Session, on_terminal: Callable[[list[str], Path], Terminal]
 ) -> None:
     terminal = on_terminal(empty_session.command("run"), empty_session.folder)
-    terminal.until(b"waiting")
+    terminal.until(b"WAITING")
     assert not terminal.is_as_before()
     terminal.process.send_signal(signal.SIGSTOP)
     terminal.process.send_signal(signal.SIGINT)
@@ -321,14 +363,129 @@ def test_another_size_clears_what_was_drawn_for_the_old_one(
 ) -> None:
     terminal = on_terminal([sys.executable, "-c", TERMINAL_SESSION], ROOT)
     terminal.until(b"mic_13")
-    terminal.until(b"mic_13")
-    assert b"\x1b[2J" not in terminal.shown
-    terminal.resize(20, 70)
+    begun = terminal.shown.count(b"\x1b[2J")
+    terminal.resize(36, 70)
     terminal.until(b"\x1b[2J")
     terminal.until(b"mic_13")
-    assert terminal.shown.count(b"\x1b[2J") == 1
+    assert terminal.shown.count(b"\x1b[2J") == begun + 1
+
+
+# --- terminals that are gone, stopped, or another program's ----------------------------------------------------------
+
+
+def test_a_terminal_that_nobody_reads_does_not_hold_the_session(
+    session: Session, on_terminal: Callable[[list[str], Path], Terminal]
+) -> None:
+    """As where a connection stalls, or after Ctrl-S: what is written blocks, and the session goes on to its end."""
+    terminal = on_terminal(session.command("once"), session.folder)
+    os.write(terminal.master, b"\x13")
+    assert terminal.process.wait(60) == 0
+    assert (session.output / "particles.star").exists()
+    assert terminal.is_as_before()
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_session_under_nohup(
+    empty_session: Session, eventually: Callable[[Callable[[], bool], float], None]
+) -> None:
+    start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from streamprep.cli import main; main()"
+    command = [sys.executable, "-c", start, "run", "--plain"]
+    terminal = Terminal(command, empty_session.folder)
+    log, status = (empty_session.output / ".streamprep" / name for name in ("log/streamprep.log", "status.json"))
+    try:
+        terminal.until(b"watching")
+        os.close(terminal.slave)
+        os.close(terminal.master)
+        truncated = empty_session.folder / "Micrographs" / "cut.mrc"
+        truncated.write_bytes(b"no image")
+        eventually(lambda: "the console is silent" in log.read_text(), 30)
+        eventually(lambda: json.loads(status.read_text())["failed"] == 1, 30)
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.process.wait(30) == 0
+        assert log.read_text().count("the console is silent") == 1
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.wait()
+
+
+def test_ctrl_z_gives_the_terminal_back_until_the_session_goes_on(
+    empty_session: Session, on_terminal: Callable[[list[str], Path], Terminal]
+) -> None:
+    # a process whose group has no parent in the session cannot be stopped; the first one stands for a shell
+    wrapper = (
+        "import os, subprocess, sys\n"
+        f"made = subprocess.Popen({empty_session.command('run')!r})\n"
+        "print('pid', made.pid, flush=True)\n"
+        "sys.exit(made.wait())"
+    )
+    terminal = on_terminal(["/bin/sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, wrapper], empty_session.folder)
+    terminal.until(b"WAITING")
+    pid = int(terminal.shown.split(b"pid ")[1].split()[0])
+    os.kill(pid, signal.SIGTSTP)
+    terminal.until(b"\x1b[?1049l")
+    assert terminal.cursor_is_shown()
+    assert terminal.is_as_before()
+    os.kill(pid, signal.SIGCONT)
+    terminal.until(b"\x1b[?1049h")
+    terminal.until(b"WAITING")
+    os.kill(pid, signal.SIGTERM)
+    assert terminal.end() == 0
+
+
+def test_a_background_session_leaves_the_terminal_alone(
+    on_terminal: Callable[[list[str], Path], Terminal],
+) -> None:
+    """A shell with ``tostop`` stops what writes from behind; a view appears only in front."""
+    script = (
+        "import os, signal, subprocess, sys, termios\n"
+        "flags = termios.tcgetattr(1); flags[3] |= termios.TOSTOP; termios.tcsetattr(1, termios.TCSANOW, flags)\n"
+        f"view = {TERMINAL_SESSION!r}.replace('sys.stdin.readline()', 'time.sleep(1.5)')\n"
+        "behind = subprocess.Popen([sys.executable, '-c', view], process_group=0)\n"
+        "_, how = os.waitpid(behind.pid, os.WUNTRACED)\n"
+        "print('stopped' if os.WIFSTOPPED(how) else f'ended with {os.waitstatus_to_exitcode(how)}', flush=True)\n"
+    )
+    terminal = on_terminal([sys.executable, "-c", script], ROOT)
+    assert terminal.end() == 0
+    assert b"ended with 0" in terminal.shown
+    assert b"\x1b[?1049h" not in terminal.shown
+
+
+def test_a_pipe_that_nobody_reads_costs_lines_and_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamprep.terminal.MOST_LINES", 50)
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream, os.fdopen(read) as reader:
+        console = Console("json", stream)
+        for number in range(3000):
+            console.item_finished(f"mic_{number:05d}{'x' * 100}", "done", None, ())
+        told: list[dict[str, Any]] = []
+        reading = threading.Thread(target=lambda: told.extend(map(json.loads, reader)))
+        reading.start()
+        sent, deadline = 3000, time.monotonic() + 30
+        while not any(event.get("item") == "last" for event in told) and time.monotonic() < deadline:
+            console.item_finished("last", "done", None, ())
+            sent += 1
+            time.sleep(0.01)
+        console.close()
+        stream.close()
+        reading.join(30)
+    left_out = sum(event["lines"] for event in told if event["event"] == "left_out")
+    assert left_out > 2000
+    assert sum(event["event"] == "item_finished" for event in told) + left_out == sent
+
+
+def test_a_reader_that_goes_away_does_not_matter(caplog: pytest.LogCaptureFixture) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        console = Console("plain", stream)
+        for _ in range(3):
+            console.item_finished("a", "done", None, ())
+        console.close()
+        console.item_finished("a", "done", None, ())
+        console.close()
+    assert [record.getMessage()[:21] for record in caplog.records] == ["the console is silent"]
 
 
 @given(st.floats(0, 1e7))
 def test_durations_have_units(seconds: float) -> None:
-    assert duration(seconds).split()[1] in ("s", "min", "h")
+    assert duration(seconds).split()[1] in ("s", "min", "h", "d")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from streamprep.simulate import Acquisition, simulate
 from tests.conftest import Session
+from tests.forked import Forked
 from tests.outputs import same_results
 
 KILLS = int(os.environ.get("STREAMPREP_KILLS", "50"))
@@ -64,17 +64,13 @@ def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path:
     staging = session.output / ".streamprep" / "staging"
     exposed = working = 0
     for kill in range(KILLS):
-        process = subprocess.Popen(
-            session.command("run", "--log-json"), cwd=session.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert process.stdout is not None
+        process = Forked(("run", "--log-json"), session.folder, os.environ)
         if chance.random() < 0.15:
-            time.sleep(chance.uniform(0.0, 1.0))  # anywhere in the start, recovery included
+            time.sleep(chance.uniform(0.0, 0.3))  # anywhere in the start, recovery included
         else:
-            for line in process.stdout:
-                if b'"run_started"' in line:
-                    break
-            assert process.poll() is None, "it ended by itself"
+            while '"run_started"' not in process.text():
+                assert process.poll() is None, "it ended by itself"
+                time.sleep(0.001)
             # now give it something to do, and strike
             while exposed < MICROGRAPHS * (kill + 1) // KILLS:
                 expose(reference.folder, session.folder, exposed, MICROGRAPHS)
@@ -86,7 +82,7 @@ def test_killed_and_restarted_equals_uninterrupted(reference: Session, tmp_path:
             time.sleep(chance.uniform(0.0, 0.04))  # where something is staged, its commit is near
             working += 1
         process.kill()
-        process.communicate()
+        process.wait()
     while exposed < MICROGRAPHS:
         expose(reference.folder, session.folder, exposed, MICROGRAPHS)
         exposed += 1
@@ -142,14 +138,14 @@ def test_killed_at_each_step_of_a_commit_equals_uninterrupted(session: Session, 
     assert session.once().returncode == 0
     recovered = ""
     for point in POINTS:
-        killed = struck.once(env={"PYTHONPATH": path, "STRIKE": point})
+        killed = struck.once(env={"PYTHONPATH": path, "STRIKE": point}, fork=False)
         recovered += killed.stdout
         assert killed.returncode in (-9, 0), f"{point}: {killed.stdout}{killed.stderr}"
         if killed.returncode == 0:  # nothing is left to strike at: begin anew
             same_results(struck.output, session.output)
             shutil.rmtree(struck.output)
-            assert struck.once(env={"PYTHONPATH": path, "STRIKE": point}).returncode == -9, point
-    done = struck.once()
+            assert struck.once(env={"PYTHONPATH": path, "STRIKE": point}, fork=False).returncode == -9, point
+    done = struck.once(fork=False)
     assert done.returncode == 0, done.stdout + done.stderr
     recovered += done.stdout
     assert "which no commit knows" in recovered

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamprep import ledger as ledger_module
-from streamprep.ledger import SCHEMA_VERSION, Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
+from streamprep.ledger import Block, EntryRow, FileRow, JobRow, Ledger, LedgerError, Shard
 from streamprep.model import Identity, Kind
 from streamprep.naming import DEFAULT_SUFFIXES
 
@@ -1074,17 +1074,6 @@ def test_a_second_connection_is_refused_and_the_first_goes_on(tmp_path: Path, re
     assert len(rig.claim()) == 2
     rig.ledger.close()
     Ledger(tmp_path / "ledger.sqlite", remote=remote).close()
-
-
-def test_a_ledger_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    Ledger(path).close()
-    database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 7")
-    database.close()
-    for _ in range(2):
-        with pytest.raises(LedgerError, match=f"schema 7, this one writes {SCHEMA_VERSION}"):
-            Ledger(path)
 
 
 @pytest.mark.case(11)

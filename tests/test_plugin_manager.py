@@ -10,6 +10,7 @@ import pytest
 
 from streamprep import hookimpl, operation
 from streamprep.config import Config
+from streamprep.config import load as load_config
 from streamprep.model import ConfigError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import BUILTIN_OPERATIONS, Plugins, load_plugins
@@ -145,3 +146,75 @@ def test_operations_of_one_name_in_two_lanes_do_not_collide() -> None:
     assert len(loaded.named("process_map", "invert")) == 1
     assert len(loaded.named("process_particles", "invert")) == 1
     assert operation("process_map", order=1, name="x")(lambda map: map).streamprep_operation.name == "x"  # type: ignore[attr-defined]
+
+
+def sinks_of(site: Path, source: str, tables: str) -> list[str]:
+    """Names of the sinks of a session, where one distribution has this source and the configuration these tables."""
+    distribution(site, "extra_sinks", f"from streamprep import Params, Sink, hookimpl\n{source}")
+    (site / "streamprep.toml").write_text(f'[session]\nwatch = ["M"]\n[extract]\nbox_size_px = 32\n{tables}')
+    return [sink.name for sink in load().make_sinks(load_config(site / "streamprep.toml"))]
+
+
+SINK = """
+class S(Sink):
+    def __init__(self, name, folder): self.name, self.tables, self.folders = name, (), (folder,)
+class P(Params):
+    level: int = 0
+@hookimpl
+def make_sinks(config):
+    params = config.sink("extra", P)
+    return [] if params is None else [S(NAME, FOLDER)]
+"""
+
+
+def test_a_sink_is_on_where_its_table_is(site: Path) -> None:
+    source = SINK.replace("NAME, FOLDER", "'extra', f'extra{params.level}'")
+    off = sinks_of(site, source, "")
+    sys.modules.pop("extra_sinks")
+    for path in site.iterdir():
+        if path.suffix == ".dist-info":
+            path.rename(path.with_suffix(".gone"))
+    assert set(sinks_of(site, source, "[sinks.extra]\nlevel = 3\n")) - set(off) == {"extra"}
+
+
+@pytest.mark.parametrize(
+    ("made", "tables", "words"),
+    [
+        ("'extra', 'extra'", "[sinks.extra]\n[sinks.other]\n", r"\[sinks.other\] no installed plugin makes this sink"),
+        ("'extra', 'extra'", "[sinks.extra]\nlevl = 1\n", r"\[sinks.extra\]: levl: unknown key; did you mean level"),
+        ("'extra', 'extra'", "[sinks.extra]\nlevel = 'x'\n", r"\[sinks.extra\]: level = 'x'"),
+        ("'particles', 'extra'", "[sinks.extra]\n", "two sinks are called particles"),
+        (
+            "'extra', 'particles'",
+            "[sinks.extra]\n",
+            "two sinks own the folder particles; leave one",
+        ),
+    ],
+)
+def test_sinks_that_cannot_be_are_refused(site: Path, made: str, tables: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        sinks_of(site, SINK.replace("NAME, FOLDER", made), tables)
+
+
+def test_a_broken_plugin_is_shown_where_its_sink_is_asked_for(site: Path) -> None:
+    with pytest.raises(ConfigError, match="(?s)no installed plugin makes this sink\nplugin extra_sinks .*the licence"):
+        sinks_of(site, "raise RuntimeError('the licence')", "[sinks.extra]\n")
+
+
+def test_sinks_are_part_of_the_plan(site: Path) -> None:
+    def plan(tables: str) -> str:
+        (site / "streamprep.toml").write_text(f'[session]\nwatch = ["M"]\n[extract]\nbox_size_px = 32\n{tables}')
+        return resolve(load_config(site / "streamprep.toml"), load()).hash
+
+    assert len({plan(""), plan("[sinks.extra]\n"), plan("[sinks.extra]\nlevel = 1\n")}) == 3
+
+
+def test_an_unknown_sink_is_told_before_anything_is_made(site: Path) -> None:
+    from streamprep.engine import Engine
+
+    (site / "M").mkdir()
+    (site / "streamprep.toml").write_text('[session]\nwatch = ["M"]\n[extract]\nbox_size_px = 32\n[sinks.extra]\n')
+    config, plugins = load_config(site / "streamprep.toml"), load()
+    with pytest.raises(ConfigError, match="no installed plugin makes this sink"):
+        Engine(config, plugins, resolve(config, plugins))
+    assert not (site / "streamprep_out").exists()

@@ -18,7 +18,7 @@ import pytest
 import starfile
 from scipy.spatial import cKDTree
 
-from tests.conftest import Session
+from tests.conftest import Process, Session
 from tests.outputs import check_invariants, images_of, read_table, rows_of
 
 Wait = Callable[..., None]
@@ -29,7 +29,7 @@ def picks_text(xy: np.ndarray) -> str:
     return f"data_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n{rows}\n"
 
 
-def events(process: subprocess.Popen[str]) -> list[dict[str, object]]:
+def events(process: Process) -> list[dict[str, object]]:
     output, _ = process.communicate(timeout=60)
     return [json.loads(line) for line in output.splitlines()]
 
@@ -124,7 +124,7 @@ def test_relion_reads_and_classifies(kind: str, request: pytest.FixtureRequest) 
 @pytest.mark.case(13)
 @pytest.mark.slow
 def test_large_micrograph_is_copied_in_slowly_while_it_runs(
-    data: Path, empty_session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
+    data: Path, empty_session: Session, eventually: Wait, stopped: list[Process]
 ) -> None:
     source = data / "micrographs" / "epu2.9_example.mrc"
     xy = np.random.default_rng(1).uniform(100, 3996, (40, 2))
@@ -165,7 +165,7 @@ def test_large_micrograph_is_copied_in_slowly_while_it_runs(
 
 @pytest.mark.case(26)
 def test_order_of_arrival_does_not_matter(
-    session: Session, tmp_path: Path, eventually: Wait, stopped: list[subprocess.Popen[str]]
+    session: Session, tmp_path: Path, eventually: Wait, stopped: list[Process]
 ) -> None:
     assert session.once().returncode == 0
     later = Session(tmp_path / "later")
@@ -270,7 +270,7 @@ def test_what_waits_is_listed_with_what_it_waits_for(session: Session) -> None:
 
 @pytest.mark.case(4)
 def test_two_signals_end_at_once_and_nothing_is_lost(
-    session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
+    session: Session, eventually: Wait, stopped: list[Process]
 ) -> None:
     process = session.start()
     stopped.append(process)
@@ -283,8 +283,8 @@ def test_two_signals_end_at_once_and_nothing_is_lost(
     check_invariants(session.output)
 
 
-def test_workers_end_with_the_daemon(session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]) -> None:
-    process = session.start()
+def test_workers_end_with_the_daemon(session: Session, eventually: Wait, stopped: list[Process]) -> None:
+    process = session.start(fork=False)
     stopped.append(process)
     eventually(lambda: (session.output / "particles.star").exists())
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -394,7 +394,7 @@ def test_output_of_another_plan_is_refused_and_new_set_begins_beside_it(session:
 
 @pytest.mark.case(10)
 def test_second_daemon_is_refused_but_a_stale_lock_is_not(
-    session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
+    session: Session, eventually: Wait, stopped: list[Process]
 ) -> None:
     process = session.start()
     stopped.append(process)
@@ -461,9 +461,7 @@ def test_rewritten_while_it_waits(session: Session) -> None:
 
 
 @pytest.mark.case(15)
-def test_files_that_come_during_the_run(
-    session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
-) -> None:
+def test_files_that_come_during_the_run(session: Session, eventually: Wait, stopped: list[Process]) -> None:
     """Temporary names, duplicates of events, sub-folders made while it runs."""
     grid = session.folder / "Micrographs" / "GridSquare_1"
     process = session.start()
@@ -503,9 +501,7 @@ def test_files_that_come_during_the_run(
 
 
 @pytest.mark.case(9)
-def test_a_removed_output_folder_ends_the_session(
-    session: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
-) -> None:
+def test_a_removed_output_folder_ends_the_session(session: Session, eventually: Wait, stopped: list[Process]) -> None:
     process = session.start()
     stopped.append(process)
     table = session.output / "particles.star"

@@ -13,17 +13,33 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from streamprep import Context, Coordinates, Item, Map, Micrograph, Params, Particles, operation, testing
+from streamprep import (
+    Context,
+    Coordinates,
+    Item,
+    ItemResult,
+    Map,
+    Micrograph,
+    Params,
+    Particles,
+    Sink,
+    Staged,
+    operation,
+    testing,
+)
 from streamprep.arrays import array_namespace
 from streamprep.plugin_manager import BUILTIN_OPERATIONS, LoadedOperation, load_plugins
+from streamprep.sinks import staged_file
 from streamprep.testing import (
     ArrayBackend,
     backends,
     run_operation,
+    run_sink,
     tiny_coordinates,
     tiny_map,
     tiny_micrograph,
     tiny_particles,
+    tiny_result,
 )
 
 pytest_plugins = ["pytester"]
@@ -313,3 +329,44 @@ def test_every_operation_and_each_of_its_parameters_is_described(made: LoadedOpe
         for ending, shown in unit.items():
             if name.endswith(ending):
                 assert shown in (field.description or ""), f"{made.info.name}.{name} does not say {shown}"
+
+
+# --- sinks -----------------------------------------------------------------------------------------------------------
+
+
+class NoteSink(Sink):
+    """Writes a line for each item; or what a sink must not do."""
+
+    name = "notes"
+    tables = ()
+    folders = ("notes",)
+
+    def __init__(self, astray: Path | None = None, *, fixed: bool = False) -> None:
+        self.astray, self.fixed = astray, fixed
+
+    def stage(self, result: ItemResult, folder: Path) -> Staged:
+        (folder / "note.txt").write_text(f"{result.item.name} {result.generation} {len(result.particles['particle'])}")
+        if self.astray is not None:
+            self.astray.parent.mkdir(exist_ok=True)
+            self.astray.touch()
+        name = "same" if self.fixed else result.file_name
+        return Staged((staged_file(folder / "note.txt", f"notes/{name}.txt"),))
+
+
+def test_a_sink_is_run_as_in_a_session(tmp_path: Path) -> None:
+    assert run_sink(NoteSink(), tiny_result(3), tmp_path) == ["notes/Micrographs/tiny.txt"]
+    two = run_sink(NoteSink(), tiny_result(2), tmp_path)
+    assert two == ["notes/Micrographs/tiny.txt", "notes/Micrographs/tiny~2.txt"]
+    assert [(tmp_path / name).read_text() for name in two] == ["Micrographs/tiny 1 3", "Micrographs/tiny 2 2"]
+    assert len(run_sink(NoteSink(), tiny_result(name="Other/tiny"), tmp_path)) == 3
+
+
+def test_a_sink_that_writes_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="notes wrote notes/astray.txt itself"):
+        run_sink(NoteSink(tmp_path / "notes" / "astray.txt"), tiny_result(), tmp_path)
+
+
+def test_a_sink_that_gives_two_files_one_name_is_refused(tmp_path: Path) -> None:
+    run_sink(NoteSink(fixed=True), tiny_result(), tmp_path)
+    with pytest.raises(ValueError, match="cannot be committed: .*notes/same.txt: this name is taken"):
+        run_sink(NoteSink(fixed=True), tiny_result(name="Micrographs/other"), tmp_path)

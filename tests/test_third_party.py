@@ -39,7 +39,7 @@ from streamprep import Params, Reject, hookimpl, operation
 @hookimpl
 def make_sinks(config):
     """Fail in the workers, not in the daemon, when asked to."""
-    if multiprocessing.parent_process() is not None:
+    if multiprocessing.current_process().name != "MainProcess":
         if os.environ.get("SHINE_SETUP") == "raise":
             raise RuntimeError("no licence on this machine")
         if os.environ.get("SHINE_SETUP") == "exit":
@@ -116,22 +116,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_it_runs_between_two_built_in_operations(session: Session, installed: dict[str, str]) -> None:
-    assert session.once(env=installed).returncode == 0
+    assert session.once(env=installed, fork=False).returncode == 0
     plain = images_of(session.output, "particles.star")
     session.append("[particles.shine]\n")
-    done = session.once("--new-set", env=installed)
+    done = session.once("--new-set", env=installed, fork=False)
     assert done.returncode == 0, done.stdout + done.stderr
     shone = images_of(session.folder / "streamprep_out_2", "particles.star")
     # after normalize (30), before invert (60): −(v + 100) = −v − 100. After invert it would be + 100.
     for name, image in plain.items():
         np.testing.assert_allclose(shone[name], image - 100, atol=1e-4)
 
-    told = session.call("plan", env=installed).stdout
+    told = session.call("plan", env=installed, fork=False).stdout
     order = [word for word in told.split() if word in ("normalize", "shine", "invert")]
     assert order == ["normalize", "shine", "invert"]
     assert "[streamprep-shine 2.5]" in told
     session.append("order = 70\n")
-    assert session.once("--new-set", env=installed).returncode == 0
+    assert session.once("--new-set", env=installed, fork=False).returncode == 0
     last = images_of(session.folder / "streamprep_out_3", "particles.star")
     for name, image in plain.items():
         np.testing.assert_allclose(last[name], image + 100, atol=1e-4)

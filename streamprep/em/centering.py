@@ -67,7 +67,14 @@ class Centred(NamedTuple):
 def center(
     pixels: Array, *, method: Method = "mirror", rotate: bool = False, limit_shift: float | None = None
 ) -> Centred:
-    """Move the centre of each image of a stack to its origin pixel (ny // 2, nx // 2).
+    r"""Move the centre of each image of a stack to its origin pixel (ny // 2, nx // 2).
+
+    The centre t is half the place where the image agrees best with its mirror image, or the centre of mass of what is
+    above the grey value g; the image is moved by -t:
+
+    $$\text{mirror:} \quad t = s / 2 \quad \text{where} \quad ∑_p v(p) v(s - p) \quad \text{is greatest}$$
+
+    $$\text{mass:} \quad t = ∑_p p w(p) ~ / ~ ∑_p w(p), \quad w = \max(v - g, 0)$$
 
     Parameters
     ----------

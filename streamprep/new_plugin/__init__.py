@@ -155,9 +155,7 @@ def _operation(name: str) -> str:
         )
     operation = short.replace("-", "_")
     if keyword.iskeyword(operation) or keyword.issoftkeyword(operation) or operation in dir(builtins):
-        raise ConfigError(
-            f"{operation} is a word of Python's own; choose a name that says more, for example my_{short}"
-        )
+        raise ConfigError(f"{operation} is a word of Python's own; choose a name that says more, such as my-{short}")
     return operation
 
 

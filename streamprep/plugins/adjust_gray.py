@@ -154,7 +154,9 @@ def adjustment(
 
 @operation("process_map", order=60, params=AdjustGray, name="adjust_gray")
 def adjust_gray(map: Map, params: AdjustGray, ctx: Context) -> Map:  # noqa: A002
-    """Adjust the grey values of a map to a set of images: V becomes a·V + b.
+    r"""Adjust the grey values of a map to a set of images: V becomes a·V + b.
+
+    $$∑_k |I_k - C_k P_k (a V + b)|^2 \quad \text{is least}, \quad V' = a V + b$$
 
     With method projection, a and b are the least squares of images ≈ C·P(a·V + b) over all pixels inside the inscribed
     circle. P projects along the orientation of the image, from the table or estimated: the best of projections over the

@@ -23,6 +23,10 @@ class ChangeHand(Params):
 def change_hand(volume: Array, *, keep_origin: bool = False) -> Array:
     """Reverse the x axis of a map.
 
+    With n columns:
+
+    $$V'(x, y, z) = V(n - 1 - x, y, z)$$
+
     Parameters
     ----------
     volume

@@ -65,7 +65,11 @@ def boxes_inside(xy_px: FloatArray, box_size_px: int, shape_px: tuple[int, int])
 
 
 def extract(pixels: Array, xy_px: FloatArray, *, box_size_px: int) -> Array:
-    """Cut boxes around centres.
+    r"""Cut boxes around centres.
+
+    With the side N of the box and its centre c:
+
+    $$b(i, j) = v(y_0 + i, x_0 + j), \quad (x_0, y_0) = ⌊c + 1/2⌋ - ⌊N / 2⌋$$
 
     Parameters
     ----------

@@ -10,6 +10,8 @@ from streamprep.model import Array
 def invert(pixels: Array, *, in_place: bool = False) -> Array:
     """Multiply by −1.
 
+    $$v' = -v$$
+
     Parameters
     ----------
     pixels

@@ -37,7 +37,14 @@ class Laplacian(Params):
 
 
 def laplacian(pixels: Array, *, percentile: float = 0.9, mask: Array | None = None) -> Array:
-    """Set the weak part of a map's Laplacian to zero, and make the map of what is left.
+    r"""Set the weak part of a map's Laplacian to zero, and make the map of what is left.
+
+    With the map's Fourier transform F, f in cycles/pixel, and the quantile q of the absolute values of W, which has the
+    Fourier transform L F:
+
+    $$L(f) = 7 - 2 (\cos 2πf_x + \cos 2πf_y + \cos 2πf_z)$$
+
+    $$W' = W \quad \text{where} \quad |W| ≥ q, \quad W' = 0 \quad \text{elsewhere}, \quad F' = F[W'] / L$$
 
     Parameters
     ----------
@@ -60,9 +67,7 @@ def laplacian(pixels: Array, *, percentile: float = 0.9, mask: Array | None = No
 
     Notes
     -----
-    The filter is L(f) = 6 + 1 − 2 · Σ cos(2π f_d), f in cycles/pixel, of the Retinex method in Xmipp 3. It is what
-    seven neighbouring voxels make, 7 · v minus its six neighbours, the map being periodic; it is undone by a division
-    of the Fourier transform.
+    The filter is that of the Retinex method in Xmipp 3: 7 · v minus its six neighbours, the map being periodic.
 
     Examples
     --------

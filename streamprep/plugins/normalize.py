@@ -74,7 +74,15 @@ def _count(ny: int, nx: int, radius_px: int) -> int:
 def normalize(
     pixels: Array, *, method: Method = "ramp", background_radius_px: int = -1, in_place: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Normalise each image of a stack.
+    r"""Normalise each image of a stack.
+
+    With means μ and deviations σ, of the background where they have an index b:
+
+    $$\text{old:} \quad v' = (v - μ) / σ$$
+
+    $$\text{new:} \quad v' = (v - μ_b) / σ_b$$
+
+    $$\text{ramp:} \quad v' = (v - a x - b y - c) / σ_b$$
 
     Parameters
     ----------

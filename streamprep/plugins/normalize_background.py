@@ -59,6 +59,10 @@ def _squares(ny: int, nx: int) -> npt.NDArray[np.int32]:
 def normalize_background(pixels: Array, *, radius_px: int = -1) -> Normalized:
     """Bring the voxels outside a sphere to mean 0 and standard deviation 1 (ddof = 1).
 
+    With the mean and the standard deviation of the voxels outside the sphere:
+
+    $$V' = (V - μ) / σ$$
+
     Parameters
     ----------
     pixels
@@ -68,7 +72,7 @@ def normalize_background(pixels: Array, *, radius_px: int = -1) -> Normalized:
 
     Notes
     -----
-    (v − mean) / std, as in Xmipp 3 (NewXmipp). Deviations are from the mean of each slab, which is summed before: of
+    As in Xmipp 3 (NewXmipp). Deviations are from the mean of each slab, which is summed before: of
     rows in float32, of all rows in float64.
 
     Examples

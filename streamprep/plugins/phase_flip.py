@@ -48,7 +48,11 @@ class PhaseFlipOfParticles(PhaseFlip):
 
 
 def phase_flip(pixels: Array, ctfs: Sequence[Ctf], *, pixel_size_angstrom: float, in_place: bool = False) -> Array:
-    """Multiply the Fourier transforms of images by the signs of their CTFs.
+    r"""Multiply the Fourier transforms of images by the signs of their CTFs.
+
+    With the wavelength λ, the amplitude contrast Q, the defocus z along the direction of f, and the phase shift φ:
+
+    $$F'(f) = F(f) ~ \text{sign}(\sqrt{1 - Q^2} \sin χ + Q \cos χ), \quad χ(f) = π λ z f^2 - π/2 ~ C_s λ^3 f^4 + φ$$
 
     Parameters
     ----------
@@ -68,8 +72,8 @@ def phase_flip(pixels: Array, ctfs: Sequence[Ctf], *, pixel_size_angstrom: float
 
     Notes
     -----
-    −1 where CTF(f) = sqrt(1 − Q0²)·sin χ(f) + Q0·cos χ(f) is negative, 1 elsewhere and at f = 0, with χ(f) = π λ Δz f²
-    − (π/2) Cs λ³ f⁴ + φ as in `streamprep.em.ctf.ctf_at` (Rohou and Grigorieff 2015; the sign is Xmipp 3's).
+    The CTF is that of `streamprep.em.ctf.ctf_at` (Rohou and Grigorieff 2015; the sign is Xmipp 3's). Terms at f = 0 and
+    where it is zero stay as they are.
 
     Flipping twice gives the images back, but for one thing: with an even number of columns, terms at fx = ½ for which
     an astigmatic CTF has different signs at fy and −fy become 0, as in Xmipp (see `streamprep.em.ctf.flip_signs`).

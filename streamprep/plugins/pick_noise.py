@@ -96,7 +96,12 @@ def pick_noise(
     mask: BoolArray | None = None,
     accept: Accept | None = None,
 ) -> FloatArray:
-    """Draw noise picks uniformly from the exact set of allowed positions.
+    r"""Draw noise picks uniformly from the exact set of allowed positions.
+
+    Allowed are the places x whose box B(x) lies in the micrograph and touches no pixel of the mask K, at least d from
+    every particle p and s from every other pick y; each is as likely as any other:
+
+    $$|x - p| ≥ d, \quad |x - y| ≥ s, \quad B(x) ∩ K = ∅$$
 
     Parameters
     ----------

@@ -31,7 +31,11 @@ class RandomizePhases(Params):
 
 
 def randomize_phases(pixels: Array, images: Array, *, key: int, cutoff: float, in_place: bool = False) -> Array:
-    """Give the Fourier terms of images beyond a frequency uniformly random phases.
+    r"""Give the Fourier terms of images beyond a frequency uniformly random phases.
+
+    For a pixel size Δ and a resolution d, with u(f) uniform in [0, 1) and u(-f) = -u(f):
+
+    $$F'(f) = F(f) ~ e^{2 π i u(f)} \quad \text{where} \quad |f| > Δ / d$$
 
     Parameters
     ----------
@@ -54,8 +58,8 @@ def randomize_phases(pixels: Array, images: Array, *, key: int, cutoff: float, i
 
     Notes
     -----
-    Each term beyond the cutoff is multiplied by exp(2πi u), u uniform; terms of opposite frequencies by conjugates,
-    those that are their own opposite by 1 or −1. Chen and others (2013) test for overfitting with such images.
+    Terms that are their own opposite are multiplied by 1 or −1. Chen and others (2013) test for overfitting with such
+    images.
 
     Examples
     --------

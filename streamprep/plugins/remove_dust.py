@@ -75,6 +75,10 @@ def remove_dust(
 ) -> Cleaned:
     """Replace the pixels outside [mean − threshold · std, mean + threshold · std] of their own image.
 
+    With the mean μ and the standard deviation σ of the image, dust is where
+
+    $$|v - μ| > t σ$$
+
     Parameters
     ----------
     pixels

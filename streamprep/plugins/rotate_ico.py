@@ -26,7 +26,11 @@ class RotateIco(Params):
 
 
 def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
-    """Turn a map about y from one icosahedral setting to another.
+    r"""Turn a map about y from one icosahedral setting to another.
+
+    With p = (x, y, z) from the origin, index L // 2, and E(setting), the turn about y that brings i2 to that setting:
+
+    $$V'(p) = V(R^T p), \quad R = E(\text{target}) ~ E(\text{source})^T$$
 
     Parameters
     ----------
@@ -46,10 +50,6 @@ def rotate_ico(volume: Array, source: Setting, target: Setting) -> Array:
     ------
     ValueError
         nz and nx differ.
-
-    Notes
-    -----
-    output(p) = input(Rᵀ·p), R = E(target)·E(source)ᵀ, p = (x, y, z) from the origin, index L // 2.
 
     Examples
     --------

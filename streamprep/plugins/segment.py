@@ -76,7 +76,11 @@ class Segmented(NamedTuple):
 
 
 def segment(pixels: Array, *, voxels: float | None = None, variant: Variant = "otsu") -> Segmented:
-    """Find the molecule in a map, and set everything else to zero.
+    r"""Find the molecule in a map, and set everything else to zero.
+
+    With the mask M, 1 inside the molecule; n, its voxels, from a mass m in daltons and a pixel size Δ in Å:
+
+    $$V' = M V, \quad n = 1.207 m / Δ^3$$
 
     Parameters
     ----------

@@ -109,6 +109,10 @@ class Symmetrize(Params):
 def symmetrize(volume: Array, group: str, *, aggregation: Aggregation = "average", wrap: bool = True) -> Array:
     """Average a map over a point group about the origin voxel, index L // 2 of each axis.
 
+    Over the n turns and mirrors g of the group; a sum is not divided by n:
+
+    $$V'(p) = 1/n ~ ∑_g V(g^{-1} p)$$
+
     Parameters
     ----------
     volume

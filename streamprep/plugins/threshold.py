@@ -61,7 +61,11 @@ def threshold(
     fill: float = 0.0,
     in_place: bool = False,
 ) -> Thresholded:
-    """Replace the pixels on one side of a grey value.
+    r"""Replace the pixels on one side of a grey value.
+
+    With the grey value t and what is put in its place, s; here for ``below``:
+
+    $$v' = s \quad \text{where} \quad v < t, \quad v' = v \quad \text{elsewhere}$$
 
     Parameters
     ----------

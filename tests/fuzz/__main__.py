@@ -1,7 +1,8 @@
-"""Run one target, the readers instrumented as they are imported; without a name, list the targets."""
+"""Run targets, given with commas between, the readers instrumented as they are imported; without any, list them."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import atheris
@@ -11,5 +12,12 @@ with atheris.instrument_imports(include=["streamprep.formats"]):
 
 if len(sys.argv) < 2:
     print(*TARGETS)
-else:
-    fuzz(TARGETS[sys.argv[1]], sys.argv[2:])
+    sys.exit()
+*before, last = sys.argv[1].split(",")
+for name in before:  # libFuzzer ends its process
+    child = os.fork()
+    if not child:
+        fuzz(TARGETS[name], sys.argv[2:])
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"{name}: exit code {code}")
+fuzz(TARGETS[last], sys.argv[2:])

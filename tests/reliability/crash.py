@@ -10,9 +10,7 @@ import contextlib
 import ctypes
 import functools
 import json
-import multiprocessing
 import os
-import pkgutil
 import re
 import shutil
 import sqlite3
@@ -24,17 +22,15 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import streamprep.plugins
-import streamprep.sinks
 from streamprep import workers
 from streamprep.cli import main
 from streamprep.config import Config
 from streamprep.simulate import Acquisition, simulate
+from tests.forked import SERVER, fork_workers
 
 CALLS = (
     "write",
@@ -70,14 +66,6 @@ Sync = Literal["files", "rows"]
 SIX = Acquisition(micrographs=6, size_px=256, particles=3, box_size_px=48, seed=5)
 PATIENCE_SECONDS = 60.0
 
-_leaves = [
-    f"{package.__name__}.{module.name}"
-    for package in (streamprep.plugins, streamprep.sinks)
-    for module in pkgutil.iter_modules(package.__path__)
-]
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([__name__, "pytest", "streamprep.engine", "streamprep.console", "PIL.Image", *_leaves])
-
 
 # --- a session and its daemons ---------------------------------------------------------------------------------------
 
@@ -105,8 +93,8 @@ class Daemon:
 
     def __init__(self, folder: Path, output: Path, *, without: Sync | None = None) -> None:
         self.printed = Path(tempfile.mkdtemp(prefix="daemon", dir=folder)) / "printed"
-        gate, self._gate = _server.Pipe(duplex=False)
-        self._process: Any = _server.Process(target=_run, args=(gate, folder, output, self.printed, without))
+        gate, self._gate = SERVER.Pipe(duplex=False)
+        self._process: Any = SERVER.Process(target=_run, args=(gate, folder, output, self.printed, without))
         self._process.start()
         gate.close()
 
@@ -167,24 +155,12 @@ def _run(gate: Connection, folder: Path, output: Path, printed: Path, without: S
     descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # the same one makes its workers
-    workers.multiprocessing = _Multiprocessing()  # type: ignore[assignment]
+    fork_workers()
     if without is not None:
         _leave_out(without)
         workers.initialize = functools.partial(_initialize_without, without)
     sys.argv = ["streamprep", "once", "--log-json", "--set", f"session.output={json.dumps(str(output))}"]
     main()
-
-
-class _Multiprocessing:
-    """What workers.py needs of multiprocessing, with processes from the server."""
-
-    parent_process = staticmethod(multiprocessing.parent_process)
-
-    @staticmethod
-    def get_context(method: str) -> Any:
-        assert method == "spawn"
-        return multiprocessing.get_context("forkserver")
 
 
 def _leave_out(sync: Sync) -> None:

@@ -56,7 +56,7 @@ def test_an_operation_that_eats_memory_costs_its_own_job_only(fresh: Session, tm
         pytest.skip("part of `make faults`")
     fresh.edit("[session]\n", f"[session]\nmax_attempts = 1\nsettle_seconds = 0.1\n{limit}")
     fresh.append("[micrographs.greed]\n")
-    done = fresh.once(env=installed(tmp_path / "site", GREEDY))
+    done = fresh.once(env=installed(tmp_path / "site", GREEDY), fork=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed   Micrographs/mic_0002: greed: MemoryError: Unable to allocate" in done.stdout
     assert "2 micrographs done, 0 waiting, 1 failed" in done.stdout
@@ -68,7 +68,7 @@ def test_an_operation_that_eats_memory_costs_its_own_job_only(fresh: Session, tm
 def test_the_kernel_is_told_to_kill_a_worker_before_the_daemon(
     fresh: Session, eventually: Wait, stopped: list[subprocess.Popen[str]]
 ) -> None:
-    process = fresh.start("--set", "session.settle_seconds=0.1")
+    process = fresh.start("--set", "session.settle_seconds=0.1", fork=False)
     stopped.append(process)
     eventually((fresh.output / "particles.star").exists, 60)
     below = [int(text) for text in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
