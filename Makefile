@@ -76,8 +76,8 @@ clean: ## Remove what the other targets made
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml .venv/.made
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@ .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@touch $@ .venv/.installed .venv/.installed-docs
 
 .venv/.installed-docs: pyproject.toml .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -7,8 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,11 +20,11 @@ from streamprep import templates
 from streamprep.config import Config
 from streamprep.plugin_manager import Plugins, load_plugins
 from tests.conftest import ROOT
+from tests.forked import Forked
 from tests.test_cli import call
 
 DOCS = ROOT / "docs"
 PICTURES = DOCS / "images" / "operations"
-PROGRAM = (sys.executable, "-c", "from streamprep.cli import main; main()")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +123,7 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said: dict[str, str] = {}
-        self.daemon: subprocess.Popen[str] | None = None
+        self.daemon: Forked | None = None
 
     def type(self, line: str) -> None:
         for part in line.split("&&"):
@@ -141,9 +139,7 @@ class Terminal:
 
     def run(self, words: list[str]) -> None:
         if words[0] == "run":
-            self.daemon = subprocess.Popen(
-                [*PROGRAM, *words], cwd=self.folder, text=True, stdout=subprocess.PIPE, env=environment()
-            )
+            self.daemon = Forked(words, self.folder, os.environ)
             return
         if "--interval" in words:
             words[words.index("--interval") + 1] = "0"
@@ -167,10 +163,6 @@ class Terminal:
             time.sleep(0.1)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     """All the commands of the page were typed, then Ctrl-C into the daemon."""
@@ -189,7 +181,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 
 def test_the_commands_of_the_first_page_run_as_printed(typed: Terminal) -> None:
     assert typed.daemon is not None
-    assert typed.daemon.returncode == 0
+    assert typed.daemon.wait() == 0
     assert set(typed.said) == {"simulate", "check", "plan", "run", "status", "init"}
     assert (typed.folder / "mine" / "streamprep.toml").is_file()
 
