@@ -186,7 +186,11 @@ class Output:
         else:
             left = memoryview(text.encode(self._encoding, "replace"))
             while left:  # not through the stream: its lock would be held for as long as nobody reads
-                left = left[os.write(self._descriptor, left) :]
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # another program has made the descriptor non-blocking
+                    select.select([], [self._descriptor], [], 1.0)
+                    continue
                 self._written += 1
         self._written += 1
 

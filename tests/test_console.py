@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from streamprep.console import Console, summary
 from streamprep.console_view import TWO_COLUMNS, Past, duration, view
 from streamprep.snapshot import Gpu, Snapshot, Stage, clean
+from streamprep.terminal import Output
 from tests.conftest import ROOT, Session
 
 SNAPSHOT = Snapshot(
@@ -489,3 +490,25 @@ def test_a_reader_that_goes_away_does_not_matter(caplog: pytest.LogCaptureFixtur
 @given(st.floats(0, 1e7))
 def test_durations_have_units(seconds: float) -> None:
     assert duration(seconds).split()[1] in ("s", "min", "h", "d")
+
+
+def test_a_pipe_that_another_program_made_non_blocking_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    taken = bytearray()
+
+    def read() -> None:
+        while part := os.read(reader, 4096):
+            taken.extend(part)
+
+    lines = [f"{number} " + "x" * 500 for number in range(2000)]
+    with os.fdopen(writer, "w") as stream:
+        output = Output(stream)
+        for line in lines:
+            output.line(line)
+        reading = threading.Thread(target=read)
+        reading.start()
+        output.close()
+    reading.join()
+    os.close(reader)
+    assert taken.decode().splitlines() == lines
