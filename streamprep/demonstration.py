@@ -64,7 +64,7 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
         shutil.rmtree(folder)
     acquisition = Acquisition(micrographs=micrographs, size_px=1024, particles=30, box_size_px=96)
     prepare(folder, acquisition)
-    config = load(folder / "streamprep.toml")
+    config = load(folder / "streamprep.toml", ["pictures.finish_seconds=60"])
     plugins = load_plugins(block=config.plugins.block)
     engine = Engine(config, plugins, resolve(config, plugins))
     console = prepare_session(engine, plugins, style)

@@ -154,7 +154,7 @@ def test_what_is_installed_completes_in_a_real_bash(tmp_path: Path) -> None:
     ]
     env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", "\n".join(lines)], env=env, capture_output=True, text=True, check=False)
-    assert "offered: repair\n" in done.stdout, done.stdout + done.stderr
+    assert "offered: repair report\n" in done.stdout, done.stdout + done.stderr
 
 
 def test_help_and_completion_do_without_numpy() -> None:

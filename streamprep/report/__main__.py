@@ -1,4 +1,4 @@
-"""The process that a run starts for its pictures: it is polite, and it ends with its daemon.
+"""The process that a run starts for its pictures: it is polite while the run lasts, and it ends with its daemon.
 
 Its standard input is the line to the daemon: first one line of JSON with the configuration, later perhaps a line
 ``finish SECONDS``. Where the line breaks, the daemon is gone, and so is the process.
@@ -12,10 +12,16 @@ import json
 import logging
 import os
 import platform
-import select
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
+
+from streamprep.config import Config
+from streamprep.pipeline import resolve
+from streamprep.plugin_manager import load_plugins
+from streamprep.report.process import Maker
 
 SET_DEATH_SIGNAL = 1
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
@@ -24,59 +30,60 @@ IDLE_CLASS = 3 << 13
 log = logging.getLogger("streamprep.report")
 
 
-def be_polite() -> None:
-    """Come after everything else in all that the kernel shares out, and die with the daemon."""
+def die_with_daemon() -> None:
+    """Have the kernel end this process with the daemon, also where it was stopped."""
     for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the daemon says when to end
         signal.signal(number, signal.SIG_IGN)
-    os.nice(19)
     with contextlib.suppress(OSError, AttributeError):  # Linux only
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        if platform.machine() in IOPRIO_SET:
-            libc.syscall(IOPRIO_SET[platform.machine()], 1, 0, IDLE_CLASS)
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")
 
 
-def main() -> int:
-    """Make pictures until the daemon says, or ends."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    be_polite()
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(0, 1 << 16)
-        if not part:
-            return 0
-        line += part
-    said, _, heard = line.partition(b"\n")
-    from streamprep.config import Config
-    from streamprep.pipeline import resolve
-    from streamprep.plugin_manager import load_plugins
-    from streamprep.report.process import Maker
+def be_polite() -> None:
+    """Come after everything else in all that the kernel shares out; of this thread alone, as Linux has it."""
+    os.nice(19)
+    if platform.machine() in IOPRIO_SET:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).syscall(IOPRIO_SET[platform.machine()], 1, 0, IDLE_CLASS)
 
-    config = Config.model_validate(json.loads(said))
-    plugins = load_plugins(block=config.plugins.block)
-    maker = Maker(config, plugins, resolve(config, plugins), config.resolve(config.session.output))
-    maker.start()
+
+def make_now_and_then(maker: Maker, over: threading.Event) -> None:
+    """Make pictures beside the session, politely, until it is over."""
+    be_polite()
     rest = 0.0
-    while True:
-        ready, _, _ = select.select([0], [], [], rest)
-        if ready:
-            part = os.read(0, 1 << 16)
-            if not part:
-                return 0
-            heard += part
-        if b"\n" in heard:
-            verb, seconds = heard.split()[:2]
-            assert verb == b"finish"
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # nobody has to wait for pictures
-            maker.finish(float(seconds))
-            return 0
+    while not over.wait(rest):
         try:
             rest = maker.round()
         except Exception:
             log.exception("no pictures for a minute")
             rest = 60.0
+
+
+def main() -> int:
+    """Make pictures until the daemon says, or ends."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    die_with_daemon()
+    said = sys.stdin.buffer.readline()
+    if not said.endswith(b"\n"):
+        return 0
+    config = Config.model_validate(json.loads(said))
+    plugins = load_plugins(block=config.plugins.block)
+    maker = Maker(config, plugins, resolve(config, plugins), config.resolve(config.session.output))
+    over = threading.Event()
+    maker.start()
+    thread = threading.Thread(target=make_now_and_then, args=(maker, over), daemon=True)
+    thread.start()
+    verb, _, seconds = sys.stdin.buffer.readline().partition(b" ")
+    if verb != b"finish":
+        os._exit(0)  # the daemon is gone
+    until = time.monotonic() + float(seconds)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nobody has to wait for pictures
+    over.set()
+    thread.join(float(seconds))
+    if not thread.is_alive():
+        maker.finish(until - time.monotonic())  # the session's own work is done: in this thread, which was not polite
+    return 0
 
 
 if __name__ == "__main__":

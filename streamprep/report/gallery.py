@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ from streamprep.model import StreamprepError
 from streamprep.naming import STATE_FOLDER
 from streamprep.report import draw
 from streamprep.report.choose import due, surplus
-from streamprep.report.read import TROUBLES, Reader
+from streamprep.report.read import Reader
 from streamprep.sinks import _files
+
+log = logging.getLogger(__name__)
 
 GALLERY = "gallery"
 INDEX = "gallery/index.json"
@@ -74,17 +77,17 @@ class Gallery:
         notes: list[str] = []
         facts: dict[str, Any] = {}
         if commit is not None:
-            look = self._reader.look(done, commit)
-            notes = look.notes
             try:
+                look = self._reader.look(done, commit)
+                notes = look.notes
                 found, facts = draw.drawn(
                     look,
                     boxes=self._settings.boxes,
                     box_size_px=self._reader.box_size_px,
                     threshold=self._threshold,
                 )
-            except TROUBLES as error:
-                notes.append(f"the pictures cannot be drawn: {error}")
+            except Exception as error:  # of a plugin, too: it costs the pictures of this item, and is not tried again
+                log.warning("%s: no pictures: %s: %s", done.item, type(error).__name__, error)
         if not found:
             self._failed[done.item] = (done.generation, done.finished)
             return None

@@ -67,7 +67,7 @@ class Maker:
     def round(self) -> float:
         """Do one thing that is due; how long to rest then [s], so that all of it takes little of a core."""
         begun = self._cpu()
-        if is_there(self.output) and has_room(self.output, self._config.session.reserve_mib):
+        if self._may_write():
             with alone(self.output):
                 self._do_one_thing()
         return max(LEAST_SECONDS, (self._cpu() - begun) * (1 / SHARE - 1))
@@ -86,15 +86,15 @@ class Maker:
     def finish(self, seconds: float) -> None:
         """Write the report of the final state, then make what is due until the time is over, and write it again."""
         until = self._clock() + seconds
-        if not is_there(self.output):
+        if not self._may_write():
             return
         with alone(self.output, seconds):
             self.catch_up()
             self._write()
             made = False
-            while self._clock() < until and is_there(self.output) and self._make_next():
+            while self._clock() < until and self._may_write() and self._make_next():
                 made = True
-            if made and is_there(self.output):
+            if made and self._may_write():
                 self._write()
 
     def all(self, progress: Callable[[int, int], None] = lambda _, __: None) -> int:
@@ -122,6 +122,9 @@ class Maker:
         if is_there(self.output) and (self.output / "gallery").is_dir():
             with alone(self.output):
                 self.gallery.remove_strangers()
+
+    def _may_write(self) -> bool:
+        return is_there(self.output) and has_room(self.output, self._config.session.reserve_mib)
 
     def _make_next(self) -> bool:
         """Make the pictures of one item: in turn the most urgent, which is the newest, and one of the others."""

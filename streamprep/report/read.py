@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from streamprep.arrays import in_memory
 from streamprep.config import Config
-from streamprep.formats import mrc, star
+from streamprep.formats import IMAGE_ENDINGS, image_ending, mrc, star
 from streamprep.history import LOG, Done
 from streamprep.journal import Commit
 from streamprep.ledger import Shard
@@ -44,6 +44,8 @@ MOST_BOXES = 100
 """Of an item are cut, or read, to be measured."""
 MOST_BOX_PIXELS = 1 << 23
 """Of all these boxes together."""
+MOST_VOXELS = 640**3
+"""Of a map: 1 GiB, which is held twice."""
 TROUBLES = (OSError, StreamprepError, ValueError, KeyError, IndexError, MemoryError)
 """What a file that vanished, changed, or was never sound may cause."""
 
@@ -209,18 +211,18 @@ class Reader:
         boxes = look.boxes.get("particle")
         if boxes is None:
             return
-        image = self._image(look.done, path)
-        images = image.pixels if image.pixels.ndim == 3 else image.pixels[None]
-        if len(images) != boxes.count:
-            look.notes.append(
-                f"the stack that came holds {len(images)} images, of which the set has {boxes.count}: "
-                "which became which is not shown"
-            )
-            return
-        after = boxes.images.get("after", images)
-        boxes.images["before"] = images[_chosen(len(images), after[0].size)]
+        after = boxes.images.get("after")
+        chosen = None if after is None else _chosen(boxes.count, after[0].size)
+        if image_ending(path) in IMAGE_ENDINGS:
+            images = _stack_images(path, boxes.count, chosen)
+        else:
+            pixels = self._image(look.done, path).pixels
+            whole = pixels if pixels.ndim == 3 else pixels[None]
+            _need_all(path, len(whole), boxes.count)
+            images = whole[_chosen(boxes.count, whole[0].size) if chosen is None else chosen]
+        boxes.images["before"] = images
         if "after" in boxes.pixel_size_angstrom:
-            scale = after.shape[-1] / images.shape[-1]
+            scale = (images if after is None else after).shape[-1] / images.shape[-1]
             boxes.pixel_size_angstrom["before"] = boxes.pixel_size_angstrom["after"] * scale
 
     def _look_at_map(self, look: Look, commit: Commit) -> None:
@@ -228,6 +230,10 @@ class Reader:
         try:
             if made is None:
                 raise ValueError("the processed map is not there")
+            header = mrc.read_header(made)
+            if header.nx * header.ny * header.nz > MOST_VOXELS:
+                look.notes.append("the map is too large for pictures")
+                return
             image = mrc.read(made)
             look.maps["after"], look.pixel_size_angstrom = _volume(image.pixels), image.pixel_size_angstrom
         except TROUBLES as error:
@@ -272,11 +278,16 @@ def _chosen(count: int, image_pixels: int) -> list[int]:
     return spread(count, max(2, min(MOST_BOXES, MOST_BOX_PIXELS // max(1, image_pixels))))
 
 
-def _stack_images(path: Path, count: int) -> npt.NDArray[np.float32]:
+def _need_all(path: Path, there: int, count: int) -> None:
+    """Which image became which is known only where the table names all of them."""
+    if there != count:
+        raise ValueError(f"{path} holds {there} images, and the set has {count} of them")
+
+
+def _stack_images(path: Path, count: int, chosen: list[int] | None = None) -> npt.NDArray[np.float32]:
     with mrc.StackReader(path) as stack:
-        if stack.shape[0] != count:
-            raise ValueError(f"{path} holds {stack.shape[0]} images, not {count}")
-        chosen = _chosen(count, stack.shape[1] * stack.shape[2])
+        _need_all(path, stack.shape[0], count)
+        chosen = _chosen(count, stack.shape[1] * stack.shape[2]) if chosen is None else chosen
         images = np.empty((len(chosen), *stack.shape[1:]), np.float32)
         for place, number in enumerate(chosen):
             stack.read_into(number, images[place : place + 1])

@@ -115,11 +115,12 @@ class Dashboard:
         view = self.watch.view
         finished = np.fromiter((row.ended for row in view.done.values()), np.float64, len(view.done))
         until = self.watch.now() if view.daemon == "running" else float(finished.max(initial=0.0))
+        longer = view.daemon != "running" or float(finished.min(initial=until)) < until - _HOUR
         return self._page(
             request,
             "overview.html",
             hour=charts.throughput(finished, until, _HOUR) if view.daemon == "running" else None,
-            whole=charts.throughput(finished, until),
+            whole=charts.throughput(finished, until) if longer else None,
             newest=view.pictures[:NEWEST_PICTURES],
             short=SHORT_LIST,
         )

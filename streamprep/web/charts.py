@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-MOST_BARS = 72
+LEAST_BARS, MOST_BARS = 12, 72
 STEPS = (60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Lengths of a step, of which the shortest is taken that makes few enough [s]."""
 
@@ -51,7 +51,7 @@ def throughput(finished: npt.NDArray[np.float64], until: float, span_seconds: fl
         finished = finished[finished > until - span_seconds]
     if not len(finished):
         return None
-    span = span_seconds or max(STEPS[0], until - float(finished.min()))
+    span = span_seconds or max(LEAST_BARS * STEPS[0], until - float(finished.min()))
     step = next(
         (step for step in STEPS if span <= step * MOST_BARS), STEPS[-1] * -(-int(span) // (STEPS[-1] * MOST_BARS))
     )

@@ -32,7 +32,9 @@ class Picture:
     file: str
     """Below the folder of pictures."""
     finished: float
-    """When it was made, seconds since 1970."""
+    """When its item was done, seconds since 1970."""
+    about: str = ""
+    """The same in words."""
 
 
 def read_index(path: Path) -> tuple[Picture, ...]:
@@ -44,26 +46,25 @@ def read_index(path: Path) -> tuple[Picture, ...]:
         It cannot be read, or is no index.
     """
     said = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(said, dict):  # the list, and something about it
-        said = next((value for value in said.values() if isinstance(value, list)), [])
-    if not isinstance(said, list):
+    listed = said.get("items") if isinstance(said, dict) else None
+    if not isinstance(listed, list):
         raise ValueError("it is no list of pictures")
-    entries = [entry for entry in said if isinstance(entry, dict) and isinstance(entry.get("files"), list | dict)]
+    entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("files"), list)]
     made = [picture for entry in entries for picture in _pictures(entry)]
     return tuple(sorted(made, key=lambda picture: picture.finished, reverse=True))
 
 
 def _pictures(entry: dict[str, Any]) -> Iterator[Picture]:
-    files = entry["files"]
-    named = files.items() if isinstance(files, dict) else [(None, name) for name in files]
     finished = entry.get("finished")
-    for kind, name in named:
+    for made in entry["files"]:
+        name = made.get("file") if isinstance(made, dict) else None
         if isinstance(name, str) and (file := _plain(name)) is not None:
             yield Picture(
                 str(entry.get("item", "")),
-                str(kind if kind is not None else entry.get("kind", "")),
+                str(made.get("name", "")),
                 file,
                 float(finished) if isinstance(finished, int | float) else 0.0,
+                str(made.get("about", "")),
             )
 
 

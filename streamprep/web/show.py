@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 from markupsafe import Markup, escape
 
 from streamprep.snapshot import Snapshot, clean
+from streamprep.web.pictures import Picture
 
 
 def counts(snapshot: Snapshot, *, running: bool) -> dict[str, int]:
@@ -110,9 +111,9 @@ def item_of(raw_path: bytes) -> str:
     return unquote_to_bytes(raw_path.partition(b"?")[0].removeprefix(b"/items/")).decode("utf-8", "surrogateescape")
 
 
-def picture_address(file: str) -> str:
-    """The path of a picture."""
-    return "/gallery/" + quote(file.encode("utf-8", "surrogateescape"))
+def picture_address(picture: Picture) -> str:
+    """Where a picture is; elsewhere once its item was done anew."""
+    return "/gallery/" + quote(picture.file.encode("utf-8", "surrogateescape")) + f"?v={picture.finished:.0f}"
 
 
 def retry_command(config: Path, overrides: Sequence[str], item: str | None = None) -> str:

@@ -32,6 +32,8 @@ def test_a_plot_is_well_formed_and_names_what_it_shows() -> None:
     assert root.attrib["aria-label"] == f"about {hostile}"
     assert not [node for node in root.iter() if node.tag.endswith("script")]
     assert "nan" not in figure([panel], "")
+    plain = figure([Panel("x", "y", (Series([0, 1], [0, 40], "other"),))], "")
+    assert all(f">{tick}</text>" in plain for tick in ("0", "1", "20", "40"))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2e-5, 7e-5), (1e6, 1e6 + 3), (-1, 0.01)])

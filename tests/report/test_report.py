@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from streamprep.cli import app
-from streamprep.history import History
+from streamprep.history import Done, History
 from streamprep.hookspecs import ItemResult, Staged, StagedFile
 from streamprep.model import ConfigError
 from streamprep.pictures import NOISE_COLOUR, PARTICLE_COLOUR
@@ -383,6 +383,23 @@ def test_the_command_makes_the_report_and_says_where_it_is(done: Path) -> None:
     changed = ["report", str(done / "streamprep.toml"), "--set", "extract.box_size_px=64"]
     with pytest.raises(ConfigError, match="nothing was processed"):
         CliRunner().invoke(app, changed, catch_exceptions=False)
+
+
+def test_a_picture_that_cannot_be_drawn_is_tried_once_and_costs_no_other(
+    done: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = maker(done)
+    read = made.gallery._reader._image
+
+    def image(done: Done, path: Path) -> object:
+        if "mic_0002" in done.item:
+            raise RuntimeError("a fault of a plugin")
+        return read(done, path)
+
+    monkeypatch.setattr(made.gallery._reader, "_image", image)
+    assert made.all() == 3
+    assert caplog.text.count("a fault of a plugin") == 1
+    assert len(pictured(done)) == 3
 
 
 def test_two_makers_keep_out_of_each_others_way(done: Path) -> None:

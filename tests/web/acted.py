@@ -190,13 +190,19 @@ def draw_pictures(
     index = []
     for number, item in enumerate(items):
         rng = np.random.default_rng(number)
+        files: list[dict[str, str]] = []
         for kind in kinds:
             side = 360
             y, x = np.mgrid[:side, :side]
             grey = rng.normal(120, 26, (side, side))
             for cx, cy in rng.uniform(20, side - 20, (24, 2)):
                 grey[(x - cx) ** 2 + (y - cy) ** 2 < 90] -= 45
-            name = f"{kind}_{number}.jpg"
+            name = f"{item}/{kind}.jpg"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            about = "picks" if kind == "micrograph" else "before and after"
+            files.append({"file": f"gallery/{name}", "name": kind, "about": about})
             Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / name, quality=70)
-            index.append({"item": item, "kind": kind, "files": [name], "generation": 1, "finished": now - 10 * number})
-    (folder / "index.json").write_text(json.dumps(index))
+        index.append(
+            {"item": item, "kind": "micrograph", "files": files, "generation": 1, "finished": now - 10 * number}
+        )
+    (folder / "index.json").write_text(json.dumps({"version": 1, "items": index}))

@@ -43,12 +43,24 @@ def test_the_overview_tells_what_goes_on(busily: Looked) -> None:
     page = busily.get("/").page
     for said in (
         "running", "312 micrographs per hour", "230 done", "11 waiting", "3 failed", "1 rejected", "8 with warnings",
-        "Last hour", "Whole session", "publishing (rows) 87,400 1,240 41 s", "processing 312 9 31 s",
+        "Last hour", "publishing (rows) 87,400 1,240 41 s", "processing 312 9 31 s",
         "1.3 TiB free of 8.0 TiB", "NVIDIA A40 71 %, 63 °C", "is on nfs4", "waits for coordinates",
         "14 of 282 boxes have outliers", "Newest pictures",
     ):  # fmt: skip
         assert said in page.words, said
     assert "/report.html" in [link["href"] for link in page.all("a")]
+
+
+def test_the_whole_session_is_drawn_once_it_is_longer_than_its_last_hour(looked: Looked) -> None:
+    write_status(looked.output, snapshot(looked.output), modified=NOW)
+    log_commits(looked.output, [commit("M/a", finished=NOW - 60)])
+    looked.look()
+    words = looked.get("/").page.words
+    assert "Last hour" in words
+    assert "Whole session" not in words
+    log_commits(looked.output, [commit("M/b", finished=NOW - 4000)])
+    looked.look()
+    assert "Whole session" in looked.get("/").page.words
 
 
 def test_a_silent_daemon_is_not_shown_as_running(busily: Looked) -> None:
@@ -77,7 +89,9 @@ def test_an_item_tells_all_that_is_known_of_it(busily: Looked) -> None:
         f"particles/{name}.mrcs", "_autopick.star", "Generation 1",
     ):  # fmt: skip
         assert said in page.words, said
-    assert [image["src"] for image in page.all("img")] == ["/gallery/micrograph_0.jpg", "/gallery/particles_0.jpg"]
+    assert [image["src"] for image in page.all("img")] == [
+        f"/gallery/{name}/{kind}.jpg?v={NOW:.0f}" for kind in ("micrograph", "particles")
+    ]
 
 
 def test_a_failure_comes_with_its_traceback_and_the_command_that_retries_it(busily: Looked) -> None:
@@ -117,8 +131,9 @@ def act_hostile(output: Path) -> None:
     (output / "gallery").mkdir()
     (output / "gallery" / "a.png").write_bytes(b"png")
     (output / "gallery" / "index.json").write_text(
-        json.dumps([{"item": HOSTILE, "kind": WILD, "files": ["a.png", f"{HOSTILE}.png"]},
-                    {"item": WILD, "kind": "x", "files": ["a.png"]}])
+        json.dumps({"items": [
+            {"item": HOSTILE, "files": [{"file": "a.png", "name": WILD, "about": WILD}, {"file": f"{HOSTILE}.png"}]},
+            {"item": WILD, "files": [{"file": "a.png", "name": "x"}]}]})
     )  # fmt: skip
     made = snapshot(
         output, message=WILD, device=WILD, failures=failures, failed=1, waiting=((WILD, WILD, 3.0),), waiting_count=9,
@@ -190,7 +205,13 @@ def test_looking_locks_nothing_and_changes_nothing(busily: Looked) -> None:
 
     (busily.output / ".streamprep" / "lock").write_text("1")
     before = tree()
-    for target in (*PAGES, item_address(hole(3)), "/metrics", "/api/status.json", "/gallery/micrograph_0.jpg"):
+    for target in (
+        *PAGES,
+        item_address(hole(3)),
+        "/metrics",
+        "/api/status.json",
+        f"/gallery/{hole(229)}/particles.jpg",
+    ):
         assert busily.get(target).status == 200
     busily.watch.look()
     assert tree() == before
@@ -226,8 +247,21 @@ def test_pictures_are_those_of_the_index_and_no_others(looked: Looked, tmp_path:
     (folder / "fine.png").symlink_to("a.png")
     os.mkfifo(folder / "fifo.png")
     outside = str(tmp_path / "secret.png")
-    names = ["a.png", "gallery/sub/b.jpg", "link.png", "fine.png", "fifo.png", "c.txt", "../../secret.png", outside, 3]
-    (folder / "index.json").write_text(json.dumps([{"item": "m", "kind": "k", "files": names, "finished": "?"}]))
+    names = [
+        "a.png",
+        "gallery/sub/b.jpg",
+        "link.png",
+        "fine.png",
+        "fifo.png",
+        "c.txt",
+        "../../secret.png",
+        "sub/../a.png",
+        outside,
+        3,
+    ]
+    (folder / "index.json").write_text(
+        json.dumps({"items": [{"item": "m", "files": [{"file": name} for name in names], "finished": "?"}]})
+    )
     looked.look()
     served = {"a.png": "image/png", "sub/b.jpg": "image/jpeg", "fine.png": "image/png"}
     for name, kind in served.items():
@@ -242,7 +276,8 @@ def test_pictures_are_those_of_the_index_and_no_others(looked: Looked, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "{", "3", '{"pictures": 3}', "[3, null, {}]", '[{"files": "ab"}]', '[{"files": 3}]']
+    "said",
+    ["", "{", "3", "[]", '{"items": 3}', '{"items": [3, null, {}, {"files": 3}, {"files": ["ab", {"file": 3}, {}]}]}'],
 )
 def test_an_index_that_says_nothing_shows_nothing(looked: Looked, said: str) -> None:
     (looked.output / "gallery").mkdir(parents=True)
@@ -262,28 +297,37 @@ def test_the_report_runs_no_script(busily: Looked) -> None:
 # --- events ---
 
 
-def test_clients_are_told_at_once_and_when_something_is_new(busily: Looked) -> None:
+def test_clients_are_told_at_once_and_as_soon_as_something_is_new(busily: Looked) -> None:
     feed = busily.dashboard.feed
 
     async def listen() -> list[str]:
-        events = feed.events(beat_seconds=0.01)
-        told = [await anext(events) for _ in range(3)]
+        events = feed.events(beat_seconds=3600)
+        told = [await anext(events) for _ in range(2)]
         assert feed.clients == 1
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)  # it waits from here on
         log_commits(busily.output, [commit("Micrographs/new")])
         assert busily.watch.look()
         feed._wake()
-        told += [await anext(events)]
+        told.append(await asyncio.wait_for(waiting, 60))
         feed.end()
-        assert [event async for event in events if event != ": still here\n\n"] == []
+        assert [event async for event in events] == []
         return told
 
-    retry, first, beat, second = asyncio.run(listen())
+    retry, first, second = asyncio.run(listen())
     assert retry == "retry: 3000\n\n"
-    assert beat == ": still here\n\n"
     versions = [int(re.findall(r"^id: (\d+)$", event, re.M)[0]) for event in (first, second)]
     assert versions[1] == versions[0] + 1
     assert json.loads(re.findall(r"^data: (.*)$", first, re.M)[0])["daemon"] == "running"
     assert feed.clients == 0
+
+
+def test_clients_hear_a_beat_where_nothing_is_new(busily: Looked) -> None:
+    async def listen() -> str:
+        events = busily.dashboard.feed.events(beat_seconds=0.01)
+        return [await anext(events) for _ in range(3)][-1]
+
+    assert asyncio.run(listen()) == ": still here\n\n"
 
 
 def test_the_number_of_clients_is_bounded(busily: Looked) -> None:

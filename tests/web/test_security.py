@@ -72,8 +72,9 @@ def test_an_address_in_numbers_is_answered_where_all_are_listened_on(looked: Loo
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_nothing_can_be_sent(looked: Looked, method: str) -> None:
-    refused = looked.get("/", method=method)
-    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+    for target in ("/", "/nope"):
+        refused = looked.get(target, method=method)
+        assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_every_answer_carries_the_headers(busily: Looked, closed: Closed) -> None:
