@@ -182,7 +182,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 def test_the_commands_of_the_first_page_run_as_printed(typed: Terminal) -> None:
     assert typed.daemon is not None
     assert typed.daemon.wait() == 0
-    assert set(typed.said) == {"simulate", "check", "plan", "run", "status", "init"}
+    assert set(typed.said) == {"simulate", "check", "plan", "run", "status", "report", "init"}
+    assert Path(typed.said["report"].splitlines()[-1]).is_file()
     assert (typed.folder / "mine" / "streamprep.toml").is_file()
 
 

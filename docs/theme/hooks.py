@@ -1,7 +1,7 @@
 """What mkdocs does not do by itself.
 
-Formulas become MathML while the site is built, so that no script has to. SECURITY.md, which lies beside docs/, is a
-page, too.
+Formulas become MathML while the site is built, so that no script has to. SECURITY.md and deploy/, which lie beside
+docs/, are part of the site.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> None:
-    """Take SECURITY.md in."""
-    path = Path(config.docs_dir).with_name("SECURITY.md")
-    files.append(File.generated(config, "security.md", abs_src_path=str(path)))
+    """Take in what pages link to and lies beside docs/."""
+    root = Path(config.docs_dir).parent
+    for path in (root / "SECURITY.md", *sorted((root / "deploy").iterdir())):
+        files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Make links to it, and its own, fit."""
-    if page.file.src_path == "security.md":
-        return markdown.replace("](docs/", "](")
-    return markdown.replace("](../SECURITY.md", "](security.md")
+    return markdown.replace("](docs/" if page.file.src_path == "SECURITY.md" else "](../", "](")
 
 
 def on_page_content(content: str, **_: Any) -> str:
