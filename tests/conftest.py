@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from streamprep.simulate import Acquisition, simulate
 from tests.forked import Forked
 
 os.environ.setdefault("STREAMPREP_BLOCK_PLUGINS", "pictures")  # no process for pictures beside each of the sessions
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sessions take it as it is meant, under nohup, too
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Acquisition(micrographs=3, size_px=320, particles=6, box_size_px=48, seed=7)
