@@ -47,9 +47,11 @@ def once(session: Session, *overrides: str) -> Told:
     try:
         config = load(session.config, ["session.device=cpu", *overrides])
         plugins = load_plugins(environ={})
-        plugins.manager.register(Console("plain", stream))
+        console = Console("plain", stream)
+        plugins.manager.register(console)
         engine = Engine(config, plugins, resolve(config, plugins), once=True, executor=InlineExecutor)
         last = engine.run()
+        console.close()
     except ConfigError as error:
         return Told(2, stderr=str(error))
     return Told(1 if last.mode == "stopped" or last.failed else 0, stream.getvalue())
