@@ -99,7 +99,7 @@ def serve(
                 limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=3,
             ),
-            dashboard.feed.end,
+            dashboard.end,
         )
         with _signals_end_it(), contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

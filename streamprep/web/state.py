@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from streamprep.errors import StreamprepError
 from streamprep.history import MOST_AT_ONCE, Done, History
 from streamprep.inspection import OLD_SECONDS
 from streamprep.journal import Commit
@@ -53,7 +54,7 @@ class View:
     done: Mapping[str, Row] = field(default_factory=dict)
     """By item, in the order in which they were done."""
     loaded: bool = False
-    """Whether the log of commits was read to its end."""
+    """Whether the log of commits was read to its end; not so where it cannot be read."""
     pictures: tuple[Picture, ...] = ()
     has_report: bool = False
     troubles: tuple[str, ...] = ()
@@ -114,7 +115,7 @@ class Watch:
 
         Raises
         ------
-        OSError
+        OSError, StreamprepError
             The log cannot be read.
         """
         return None if self._history is None else self._history.commit(done)
@@ -187,15 +188,21 @@ class Watch:
 
     def _read_history(self, history: History, troubles: list[str]) -> bool:
         """Read on; True at the end of the log. A new dictionary stands for other contents."""
+        loaded = False
         try:
-            new = history.update()
+            loaded = len(history.update()) < MOST_AT_ONCE
         except OSError as error:
             troubles.append(f"the log of commits cannot be read: {error.strerror or error}")
-            return False
-        if new or len(self._rows) != len(history.done):
-            rows = {done.item: done_row(done) for done in new}
-            self._rows = {name: rows.get(name) or self._rows[name] for name in history.done}
-        return len(new) < MOST_AT_ONCE
+        except StreamprepError as error:
+            troubles.append(f"{error}; where that version is older, streamprep run upgrades it")
+        known, done = self._rows, history.done
+        last = next(reversed(known.values()), None)
+        if len(known) != len(done) or (last is not None and last.done is not next(reversed(done.values()))):
+            self._rows = {
+                name: row if (row := known.get(name)) is not None and row.done is made else done_row(made)
+                for name, made in done.items()
+            }
+        return loaded
 
 
 _COMPARED = ("output", "exists", "daemon", "snapshot", "plan", "loaded", "pictures", "has_report", "troubles")

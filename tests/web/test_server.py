@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
@@ -43,7 +44,10 @@ def test_a_missing_extra_is_named(empty_session: Session, monkeypatch: pytest.Mo
 def test_it_serves_asks_for_a_token_and_ends_with_a_signal(
     empty_session: Session, stopped: list[subprocess.Popen[str]]
 ) -> None:
-    """On all addresses, with one who follows the events when the end comes."""
+    """On all addresses, with one who follows the events and a look that hangs when the end comes."""
+    state = empty_session.output / ".streamprep"
+    state.mkdir(parents=True)
+    os.mkfifo(state / "status.json")
     command = empty_session.command("dashboard", "--port", "0", "--host", "0.0.0.0")
     process = subprocess.Popen(
         command, cwd=empty_session.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -72,4 +76,4 @@ def test_it_serves_asks_for_a_token_and_ends_with_a_signal(
     assert (process.returncode, errors) == (0, "")
     assert b"event: status" in events.read(), "it ended as an answer does, not as a broken one"
     following.close()
-    assert not empty_session.output.exists(), "nothing was made"
+    assert [path.name for path in empty_session.output.rglob("*")] == [".streamprep", "status.json"], "nothing was made"
