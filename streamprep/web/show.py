@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 from markupsafe import Markup, escape
+from pydantic import BaseModel, SecretBytes, SecretStr
 
+from streamprep.config import Config, parse_override
 from streamprep.snapshot import Snapshot, clean
 from streamprep.web.pictures import Picture
 
@@ -117,15 +119,24 @@ def picture_address(picture: Picture) -> str:
 
 
 def retry_command(config: Path, overrides: Sequence[str], item: str | None = None) -> str:
-    """The command that has failed items taken up again, as a shell wants it.
+    """The command that has failed items taken up again, as a shell wants it; without secrets and what goes with them.
 
     Examples
     --------
     >>> retry_command(Path("/data/my session/streamprep.toml"), ["session.seed=3"], "Micrographs/mic_1")
     "streamprep retry '/data/my session/streamprep.toml' --set session.seed=3 --item Micrographs/mic_1"
     """
-    sets = [part for override in overrides for part in ("--set", override)]
+    hidden = {table for table, field in Config.model_fields.items() if _is_secret(field.annotation)}
+    kept = [override for override in overrides if parse_override(override)[0][0] not in hidden]
+    sets = [part for override in kept for part in ("--set", override)]
     return shlex.join(["streamprep", "retry", str(config), *sets, *([] if item is None else ["--item", item])])
+
+
+def _is_secret(kind: Any) -> bool:
+    """Whether a type of a configuration is, or has in it, a secret."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return any(_is_secret(field.annotation) for field in kind.model_fields.values())
+    return kind in (SecretStr, SecretBytes) or any(map(_is_secret, get_args(kind)))
 
 
 def breakable(said: object) -> Markup:

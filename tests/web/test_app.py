@@ -114,6 +114,15 @@ def test_the_command_is_what_a_shell_takes_for_the_name(name: str) -> None:
     assert shlex.split(told) == ["streamprep", "retry", "/a b/c.toml", "--set", "x.y=1 2", "--item", name]
 
 
+@pytest.mark.parametrize("key", ["notify.webhook", " notify . webhook ", "notify", "notify.mail"])
+def test_the_command_holds_no_secret(busily: Looked, key: str) -> None:
+    looked = Looked(busily.output, NOW, overrides=[f"{key}=https://chat.example.org/SECRETX", "session.seed=3"])
+    looked.look()
+    told = looked.get("/failures")
+    assert "SECRETX" not in told.text
+    assert "--set session.seed=3" in told.page.words
+
+
 @pytest.mark.parametrize("name", [WILD, "a/../b", "..", ".", "a//b", "a?b#c%2F", "\udcff", "ü"])
 def test_every_name_has_an_address_of_its_own(name: str) -> None:
     address = item_address(name)
