@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from streamprep import __version__
 from streamprep.errors import StreamprepError
 from streamprep.snapshot import unmatched_text
+from streamprep.units import duration, size
 from streamprep.web import charts, items, metrics, pictures, show
 from streamprep.web.feed import MOST_CLIENTS, Feed
 from streamprep.web.reads import Reads
@@ -39,8 +40,6 @@ _HOUR = 3600.0
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _FILTERS = (
     "number",
-    "duration",
-    "size",
     "moment",
     "iso",
     "item_address",
@@ -139,7 +138,9 @@ class Dashboard:
         sets = items.set_names(view.snapshot, list(view.done.values())[-PICTURES_ON_A_PAGE:])
         query = items.Query.of(request.query_params, sets)
         page = items.page(view.done, pending, query)
-        return self._page(request, "items.html", query=query, page=page, sets=sets, pending=pending)
+        return self._page(
+            request, "items.html", query=query, page=page, sets=sets, unlisted=items.unlisted(view.snapshot)
+        )
 
     async def item(self, request: Request) -> Response:
         """One item."""
@@ -302,6 +303,7 @@ def _environment() -> jinja2.Environment:
     )
     for name in _FILTERS:
         made.filters[name] = getattr(show, name)
+    made.filters["duration"], made.filters["size"] = duration, size
     made.filters["set_title"] = items.set_title
     made.globals["unmatched_text"] = unmatched_text
     made.globals["static"] = lambda name: f"/static/{name}?v={_hash(name)}"

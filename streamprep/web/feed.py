@@ -80,7 +80,15 @@ class Feed:
                 if view.version != sent:
                     sent = view.version
                     mode = None if view.snapshot is None else view.snapshot.mode
-                    said = json.dumps({"version": sent, "daemon": view.daemon, "mode": mode})
+                    said = json.dumps(
+                        {
+                            "version": sent,
+                            "rows": view.rows_version,
+                            "daemon": view.daemon,
+                            "mode": mode,
+                            "age": round(self.watch.age_seconds, 1),
+                        }
+                    )
                     yield f"event: status\nid: {sent}\ndata: {said}\n\n"
                     continue
                 try:

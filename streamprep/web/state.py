@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,8 @@ class View:
 
     version: int = 0
     """It grows whenever something else is known."""
+    rows_version: int = 0
+    """It grows whenever the rows of the table of items are others, but for how long something has taken."""
     output: Path = Path()
     exists: bool = False
     """Whether the output folder is there."""
@@ -138,6 +141,7 @@ class Watch:
         loaded = self._read_history(self._history, troubles)
         found = View(
             before.version + 1,
+            before.rows_version,
             output,
             exists,
             self._daemon(snapshot),
@@ -153,6 +157,8 @@ class Watch:
         self.looked = self._clock()
         if all(getattr(found, name) == getattr(before, name) for name in _COMPARED) and found.done is before.done:
             return False
+        if found.done is not before.done or _named(found) != _named(before):
+            found = dataclasses.replace(found, rows_version=found.rows_version + 1)
         self.view = found
         return True
 
@@ -206,6 +212,16 @@ class Watch:
 
 
 _COMPARED = ("output", "exists", "daemon", "snapshot", "plan", "loaded", "pictures", "has_report", "troubles")
+
+
+def _named(view: View) -> object:
+    """What stands in the table of items besides those that are done, and over it."""
+    said = view.snapshot
+    if said is None:
+        return view.exists, view.troubles, view.loaded, view.pictures
+    named = [(name, why) for name, why, _ in said.waiting], [name for name, _ in said.running[: said.workers]]
+    counted = said.waiting_count, said.failed, said.rejected, said.message
+    return view.daemon, view.troubles, view.loaded, view.pictures, view.has_report, named, counted, said.failures
 
 
 def _snapshot(path: Path) -> Snapshot:

@@ -204,6 +204,24 @@ def test_addresses_that_nobody_made_are_taken_for_something(busily: Looked, quer
     assert busily.get(f"/gallery?{query}").status == 200
 
 
+def test_what_the_daemon_did_not_name_is_counted(busily: Looked) -> None:
+    """It counts 11 that wait, and names 8."""
+    words = busily.get("/items").page.words
+    assert "Neither listed nor searched: 3 that wait." in words
+    assert "More that wait (11 in all)" in busily.get("/").page.words
+    state = busily.watch.view.snapshot
+    assert state is not None
+    write_status(busily.output, dataclasses.replace(state, failed=1200))
+    busily.look()
+    words = busily.get("/items").page.words
+    assert "Neither listed nor searched: 3 that wait and 1,197 that failed or were rejected." in words
+    assert "the 8 that wait longest and the 4 newest that failed" in words
+    write_status(busily.output, dataclasses.replace(state, waiting_count=8))
+    busily.look()
+    assert "Neither listed" not in busily.get("/items").page.words
+    assert "All that wait (8 in all)" in busily.get("/").page.words
+
+
 def test_what_is_not_there_is_not_found(busily: Looked) -> None:
     for target in ("/nope", "/items/nope", "/gallery/nope.png", "/static/nope", "/static/../app.py", "/gallery/"):
         assert busily.get(target).status == 404, target

@@ -31,6 +31,28 @@ def test_nothing_new_is_nothing_new(busily: Looked) -> None:
     assert busily.watch.view.version == version
 
 
+def test_the_rows_are_others_only_where_a_row_is(looked: Looked) -> None:
+    waits = ("M/a", "waits for coordinates", 3.0)
+    write_status(looked.output, snapshot(looked.output, waiting=(waits,), waiting_count=1), modified=NOW)
+    looked.look()
+
+    def grows(**changed: object) -> bool:
+        before = looked.watch.view
+        write_status(looked.output, snapshot(looked.output, **changed), modified=NOW)
+        assert looked.look()
+        assert looked.watch.view.version > before.version
+        return looked.watch.view.rows_version > before.rows_version
+
+    aged = (*waits[:2], 5.0)
+    assert not grows(waiting=(aged,), waiting_count=1, elapsed_seconds=5.0, items_per_hour=300.0)
+    assert grows(waiting=(aged,), waiting_count=2)
+    assert grows(waiting=(aged,), waiting_count=2, failures=({"item": "M/b", "state": "failed"},))
+    before = looked.watch.view.rows_version
+    log_commits(looked.output, [commit("M/c")])
+    looked.look()
+    assert looked.watch.view.rows_version > before
+
+
 def test_a_daemon_is_running_silent_and_ended(looked: Looked) -> None:
     looked.look()
     assert looked.watch.view.daemon == "unknown"
