@@ -129,9 +129,11 @@ def test_it_serves_asks_for_a_token_and_ends_with_a_signal(
     events = following.getresponse()
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.readline() == b"retry: 3000\n"
+    while not events.readline().startswith(b"event: status"):
+        pass
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert b"event: status" in events.read(), "it ended as an answer does, not as a broken one"
+    assert events.read().endswith(b"\n"), "it ended as an answer does, not as a broken one"
     following.close()
     assert [path.name for path in empty_session.output.rglob("*")] == [".streamprep", "status.json"], "nothing was made"
