@@ -41,10 +41,8 @@ class Row:
 
     def count(self, table: str) -> int:
         """Rows that it has in a table."""
-        if self.done is not None:
-            for name, count in self.done.rows:
-                if name == table:
-                    return count
+        if self.done is not None and table in self.done.tables:
+            return self.done.counts[self.done.tables.index(table)]
         return 0
 
 
