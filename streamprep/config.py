@@ -334,7 +334,8 @@ def explain(error: ValidationError, where: str, model: type[BaseModel], prefix: 
         elif key:
             name = f"[{table}] {key}" if table else key
             value = problem["input"]
-            shown = f" = {value!r}" if not isinstance(value, Mapping) and key != "webhook" else ""  # a secret
+            secret = table.split(".")[0] == "notify" and (key == "webhook" or "://" in str(value))
+            shown = f" = {value!r}" if not isinstance(value, Mapping) and not secret else ""
             lines.append(f"{where}: {name}{shown}: {message[:1].lower()}{message[1:]}")
         else:
             lines.append(f"{where}: [{table}] {message}" if table else f"{where}: {message}")

@@ -284,13 +284,12 @@ class Engine:
         """
 
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            self._signals += 1
+            self._signals += 1  # the loop sees it within LOOP_SECONDS; waking it would take a lock that it may hold
             if self._signals > 1:
                 if self._signals == 2:  # a third does not wait for a terminal that is held
                     with contextlib.suppress(Exception):
                         restore()
                 os._exit(128 + number)
-            self._wake.set()
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:

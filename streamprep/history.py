@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from streamprep.journal import Commit, Line, read
 from streamprep.ledger import JOURNAL
@@ -18,27 +19,46 @@ LOG = Path(".streamprep", "rows", f"{JOURNAL}.rows")
 
 MOST_AT_ONCE = 5000
 """So many commits are read at once at most, a second's work or so."""
+MOST_SHARED = 10_000
+
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An item that is done; `History.commit` reads all that is known of it."""
+    """An item that is done; `History.commit` reads all that is known of it. There are many: what is alike is shared."""
 
     item: str
     kind: Kind
     generation: int
-    path: Path
-    """Of the micrograph, stack or map, as it was then."""
-    rows: tuple[tuple[str, int], ...]
-    """Rows that it has in each growing table."""
+    folder: Path
+    """The watched folder."""
+    relative: str
+    """Of the micrograph, stack or map: its place in the watched folder, as it was then."""
+    tables: tuple[str, ...]
+    """The growing tables in which it has rows."""
+    counts: tuple[int, ...]
+    """So many in each."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: float
     """How long its operations took."""
     finished: float
     """When it was committed, seconds since 1970."""
-    line: tuple[int, int, int]
-    """Where its line stands in the log: start, length, CRC-32."""
+    start: int
+    """Where its line stands in the log."""
+    length: int
+    crc32: int
+
+    @property
+    def path(self) -> Path:
+        """The micrograph, stack or map."""
+        return self.folder / self.relative
+
+    @property
+    def rows(self) -> tuple[tuple[str, int], ...]:
+        """Rows that it has in each growing table."""
+        return tuple(zip(self.tables, self.counts, strict=True))
 
 
 class History:
@@ -59,8 +79,10 @@ class History:
         """By item, in the order of their last commits."""
         self._read = 0
         self._last: Done | None = None
-        self._origins: dict[tuple[str, str, str], str] = {}
+        self._origins: dict[str, str] = {}
         """Which item the entries of tables went to."""
+        self._shared: dict[Any, Any] = {}
+        """Folders and names of tables: they are the same for all."""
 
     def update(self, most: int = MOST_AT_ONCE) -> list[Done]:
         """Read on, ``most`` commits at most, and return what is new; from the beginning where the log was replaced.
@@ -69,6 +91,8 @@ class History:
         ------
         OSError
             The log cannot be read. One that is not there yet says nothing.
+        LedgerError
+            A line is of another version of streamprep.
         """
         path = self.output / LOG
         if not path.exists():
@@ -88,36 +112,48 @@ class History:
 
     def commit(self, done: Done) -> Commit | None:
         """All that the log says of an item; None where it says so no more."""
-        start, length, crc32 = done.line
-        line = next(read(self.output / LOG, start), None)
-        return line.commit if line is not None and (line.length, line.crc32) == (length, crc32) else None
+        line = next(read(self.output / LOG, done.start), None)
+        return line.commit if line is not None and (line.length, line.crc32) == (done.length, done.crc32) else None
 
     def _forget(self) -> None:
         self.done.clear()
         self._origins.clear()
         self._read, self._last = 0, None
 
+    def _share(self, value: Shared) -> Shared:
+        """The first of those that are equal to it, but for a few thousand that are no more than that."""
+        if len(self._shared) > MOST_SHARED:
+            self._shared.clear()
+        found: Shared = self._shared.setdefault(value, value)
+        return found
+
     def _add(self, line: Line) -> Done:
         commit = line.commit
         job = commit.job
+        blocks = [block for block in commit.blocks if "{item}" not in block.table]
         done = Done(
             job.item,
             job.file.kind,
             job.generation,
-            commit.source.root / job.file.path,
-            tuple((block.table, block.count) for block in commit.blocks if "{item}" not in block.table),
+            self._share(commit.source.root),
+            job.file.path,
+            self._share(tuple(block.table for block in blocks)),
+            self._share(tuple(block.count for block in blocks)),
             commit.warnings,
             commit.notes,
             commit.seconds,
             commit.finished,
-            (line.start, line.length, line.crc32),
+            line.start,
+            line.length,
+            line.crc32,
         )
         for made in job.inputs:
             if made.kind in ("coordinates", "rows"):
-                rival = self._origins.get((made.source, made.path, made.name), job.item)
+                origin = "\0".join((made.source, made.path, made.name))
+                rival = self._origins.get(origin, job.item)
                 if rival != job.item:
                     self.done.pop(rival, None)
-                self._origins[made.source, made.path, made.name] = job.item
+                self._origins[origin] = job.item
                 break
         self.done.pop(job.item, None)
         self.done[job.item] = self._last = done

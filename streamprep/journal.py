@@ -82,13 +82,13 @@ def read(path: Path, start: int = 0) -> Iterator[Line | None]:
     """
     with path.open("rb") as file:
         file.seek(start)
-        for number, line in enumerate(file, start=1):
+        for line in file:
             try:
                 commit = _parsed(line)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise LedgerError(
-                    f"{path}: line {number} is whole, but of another version of streamprep; use the version that the "
-                    "session was made with, or a later one"
+                    f"{path}: the line at byte {start} is whole, but of another version of streamprep; use the version "
+                    "that the session was made with, or a later one"
                 ) from error
             yield None if commit is None else Line(start, len(line), zlib.crc32(line), commit)
             start += len(line)

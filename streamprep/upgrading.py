@@ -28,17 +28,27 @@ def other_versions(config: Config, plan: Plan) -> tuple[Path, list[str]]:
     Raises
     ------
     ConfigError
-        There is none, or more than versions differs.
+        There is none, more than versions differs, or there are several.
     """
     output, exists = find_output(config, plan)
     if exists:
         return output, []
     reason = "nothing was processed so far"
+    found: list[tuple[Path, list[str]]] = []
     for folder, former in _former_plans(config, output):
         try:
-            return folder, list(_differences(former, plan))
+            found.append((folder, list(_differences(former, plan))))
         except ValueError as error:
             reason = f"{folder}: {error}"
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder, _ in found)
+        last = Path(config.session.output).with_name(found[-1][0].name)
+        raise ConfigError(
+            f"{config.file}: {names} differ from the configuration in versions alone; say which of them is to go on, "
+            f"for example: streamprep upgrade --set session.output={last}"
+        )
+    if found:
+        return found[0]
     raise ConfigError(
         f"{config.file}: there are no results that differ in versions alone: {reason}. Give the configuration that "
         "they were made with, or --new-set to streamprep run"

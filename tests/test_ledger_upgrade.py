@@ -350,5 +350,7 @@ def test_a_line_of_a_newer_version_is_not_taken_for_damaged(tmp_path: Path) -> N
     text = line[9:].replace(b'"plan":', b'"design":')
     path = tmp_path / "commits.rows"
     path.write_bytes(b"%08x %b\n" % (crc32(text), text))
-    with pytest.raises(StreamprepError, match=r"commits\.rows: line 1 is whole, but of another version of streamprep"):
+    with pytest.raises(
+        StreamprepError, match=r"commits\.rows: the line at byte 0 is whole, but of another version of streamprep"
+    ):
         list(journal.read(path))

@@ -715,3 +715,12 @@ def test_messages_change_no_plan(tmp_path: Path) -> None:
         for settings in ({}, {"webhook": "https://h/x", "stall_minutes": 1})
     }
     assert len(plans) == 1
+
+
+@pytest.mark.parametrize("key", ["webhook_file", "webhook_format", "mail"])
+def test_an_address_in_the_wrong_place_is_not_shown(tmp_path: Path, key: str) -> None:
+    address = "https://hooks.example.org/SECRET"
+    (tmp_path / "streamprep.toml").write_text(f'[session]\nwatch = ["."]\n[notify]\n{key} = "{address}"\n')
+    with pytest.raises(ConfigError, match=rf"\[notify\] {key}") as error:
+        targets(load(tmp_path / "streamprep.toml"))
+    assert "SECRET" not in str(error.value)

@@ -104,3 +104,25 @@ def test_a_parameter_that_is_new_has_to_have_its_default(folder: Path) -> None:
     assert 'particles.normalize: method = "ramp" is new, and its default' in changes
     with pytest.raises(ConfigError, match="method was null, and is"):
         other_versions(*planned(folder, "particles.normalize.method=new"))
+
+
+def test_of_several_sets_somebody_says_which_is_to_go_on(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        describe = Plan.describe
+
+        def later(plan: Plan) -> dict[str, Any]:
+            return json.loads(json.dumps(describe(plan)).replace('"0.1.0"', '"0.0.95"'))
+
+        patch.setattr(Plan, "describe", later)
+        patch.setattr(Plan, "hash", "fedcba9876543210")
+        config, plan = planned(folder)
+        Engine(config, PLUGINS, plan, once=True, new_set=True, executor=InlineExecutor).run()
+    with pytest.raises(
+        ConfigError, match=r"streamprep_out, streamprep_out_2 differ.*session\.output=streamprep_out_2$"
+    ):
+        other_versions(*planned(folder))
+    config, plan = planned(folder, "session.output=streamprep_out_2")
+    output, changes = other_versions(config, plan)
+    assert output == folder / "streamprep_out_2"
+    continue_with(config, plan, output, changes)
+    assert once(folder).output == str(output), "the next start finds it by itself"

@@ -270,6 +270,8 @@ def targets(config: Config, environ: Mapping[str, str] = os.environ) -> list[Tar
         if notify.webhook is not None:
             made.append(Webhook(_expand(notify.webhook.get_secret_value(), environ), notify.webhook_format))
         if notify.webhook_file is not None:
+            if "://" in notify.webhook_file:  # not shown: it is a secret
+                raise ConfigError("[notify] webhook_file: this is an address, not a file; give it as webhook")
             path = config.resolve(notify.webhook_file)
             made.append(Webhook(path.read_text(encoding="utf-8").strip(), notify.webhook_format))
     except (OSError, UnicodeDecodeError) as error:

@@ -332,8 +332,8 @@ def test_what_stands_out_is_named_and_pictured(done: Path) -> None:
     made.catch_up()
     source = made._history.done["Micrographs/mic_0001"]
     for number in range(200):
-        rows = (("particles.star", 100 if number != 20 else 3),)
-        made._history.done[f"m{number}"] = replace(source, item=f"m{number}", rows=rows)
+        counts = (100 if number != 20 else 3,)
+        made._history.done[f"m{number}"] = replace(source, item=f"m{number}", tables=("particles.star",), counts=counts)
     found = made._sum_up()
     assert ("m20", "3 particles, median 100") in [(odd.item, odd.why) for odd in found.odd]
     assert "m20" in [item.item for item in made.gallery.due(made._odd())[:2]]
