@@ -39,7 +39,9 @@ class _StopWhenDone:
                 self.engine.stop()
 
 
-def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_session: Prepare, end_session: End) -> int:
+def run(
+    folder: Path, micrographs: int, interval_s: float, style: str, prepare_session: Prepare, end_session: End
+) -> int:
     """Run the demonstration.
 
     Parameters

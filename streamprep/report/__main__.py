@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def bounded_log(output: Path) -> logging.Handler:
-    """The log of this process, and one that is older; what is written beside it, as by the interpreter, comes there, too."""
+    """The log of this process, and an older one; what the interpreter has to say comes there, too."""
     path = output / ".streamprep" / "log" / "pictures.log"
     return logging.handlers.RotatingFileHandler(
         path, maxBytes=MOST_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"

@@ -34,7 +34,7 @@ OURS = frozenset({*draw.FILES, "index.json", "lock"})
 Record = dict[str, Any]
 
 
-class Busy(StreamprepError):
+class BusyError(StreamprepError):
     """Another process makes pictures of this session."""
 
 
@@ -268,7 +268,7 @@ def alone(output: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
     Raises
     ------
-    Busy
+    BusyError
         Another one is at it for longer than this.
     """
     (output / GALLERY).mkdir(exist_ok=True)
@@ -280,7 +280,7 @@ def alone(output: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise Busy(f"{output / GALLERY}: another process makes pictures here") from None
+                    raise BusyError(f"{output / GALLERY}: another process makes pictures here") from None
                 time.sleep(0.1)
             except OSError:  # a file system without locks: two writers replace whole files, one after the other
                 break

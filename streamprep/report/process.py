@@ -12,7 +12,7 @@ from streamprep.history import LOG, History
 from streamprep.ledger import LedgerError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
-from streamprep.report.gallery import Busy, Gallery, alone, has_room, is_there
+from streamprep.report.gallery import BusyError, Gallery, alone, has_room, is_there
 from streamprep.report.overview import Overview, Trends, overview
 from streamprep.report.page import page
 from streamprep.report.read import Reader
@@ -77,7 +77,7 @@ class Maker:
             try:
                 with alone(self.output, 0.0):
                     self._do_one_thing()
-            except Busy:
+            except BusyError:
                 return BUSY_SECONDS
             except LedgerError as error:
                 self._cannot_read(error)
@@ -105,7 +105,7 @@ class Maker:
         try:
             with alone(self.output, seconds):
                 self._finish(self._clock() + seconds)
-        except Busy as error:  # of a session that goes on here, or of a person; it knows all that is committed
+        except BusyError as error:  # of a session that goes on here, or of a person; it knows all that is committed
             log.info("%s", error)
         except LedgerError as error:
             self._cannot_read(error)
@@ -127,7 +127,7 @@ class Maker:
         ------
         LedgerError
             The log of commits is of another version.
-        Busy
+        BusyError
             Another process makes pictures here.
         """
         with alone(self.output):

@@ -160,8 +160,8 @@ def end() -> None:
 def last_pictures() -> Iterator[float]:
     """Yields how long the last pictures may take [s], 0 where there are none, and has them drawn when it is left.
 
-    To be called once the session holds nothing any more that others wait for. Meanwhile a signal leaves the pictures out
-    and ends nothing else; a further one ends the process at once.
+    To be called once the session holds nothing any more that others wait for. Meanwhile a signal leaves the pictures
+    out and ends nothing else; a further one ends the process at once.
     """
     host = _host
 
