@@ -66,7 +66,7 @@ class Maker:
         self._turn = 0
         self._next_picture = self._next_page = float("-inf")
         self._is_new = True
-        self._has_begun = False
+        self._has_begun = self._waits = False
         self._unreadable: tuple[int, int, int] | None = None
         """What the log of commits was when it could not be read."""
 
@@ -76,8 +76,12 @@ class Maker:
         if self._may_write() and self._is_readable():
             try:
                 with alone(self.output, 0.0):
+                    self._waits = False
                     self._do_one_thing()
-            except BusyError:
+            except BusyError as error:
+                if not self._waits:
+                    log.info("%s; waiting for it", error)
+                self._waits = True
                 return BUSY_SECONDS
             except LedgerError as error:
                 self._cannot_read(error)

@@ -99,14 +99,19 @@ def test_a_program_that_is_not_there_costs_the_pictures_only(
     host.finish(0.0)
 
 
-def test_another_maker_is_waited_for(host: Host, done: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_maker_is_waited_for(
+    host: Host, done: Path, caplog: pytest.LogCaptureFixture, eventually: Callable[..., None]
+) -> None:
     """As the process of an earlier run, which draws its last pictures while a new one has begun."""
     output = done / "streamprep_out"
+    log = output / ".streamprep" / "log" / "pictures.log"
     with alone(output):
         host.start(0.0)
-        host.finish(1.0)
+        eventually(lambda: "waiting for it" in log.read_text())
+    host.finish(60.0)
     assert not caplog.text
-    assert "Traceback" not in (output / ".streamprep" / "log" / "pictures.log").read_text()
+    assert (output / "report.html").exists()
+    assert "Traceback" not in log.read_text()
 
 
 def test_its_log_is_bounded(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
