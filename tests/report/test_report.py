@@ -469,8 +469,9 @@ def test_makers_that_take_turns_know_of_each_others_pictures(done: Path) -> None
     one.round()
     assert len(pictured(done)) == 1
     assert maker(done).all() == 4
-    one.round()
+    made = {path: path.stat().st_mtime_ns for path in (done / OUTPUT / "gallery").rglob("*.jpg")}
     one.finish(60.0)
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "none is made twice"
     index = json.loads((done / OUTPUT / "gallery" / "index.json").read_text())
     assert len(index["items"]) == len(pictured(done)) == 4
 
