@@ -18,10 +18,11 @@ from typing import IO, Any, Literal
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from streamprep.console_view import Past, brief, duration, size, view
+from streamprep.console_view import Past, brief, view
 from streamprep.hookspecs import hookimpl
 from streamprep.snapshot import clean, unmatched_text
 from streamprep.terminal import Output, stopping
+from streamprep.units import duration, size
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from streamprep.snapshot import Stage, clean
+from streamprep.units import duration, size
 
 TWO_COLUMNS = 130
 """Terminals as wide as this show two columns."""
@@ -37,23 +38,6 @@ OLD_SECONDS: Mapping[str, tuple[float, float]] = {
 """From which age on what has not passed a stage deserves a look, and when it is far too old."""
 
 
-def duration(seconds: float) -> str:
-    """A time span for people.
-
-    Examples
-    --------
-    >>> duration(3.2), duration(75), duration(7300)
-    ('3.2 s', '1 min 15 s', '2 h 01 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
-
-
 def brief(seconds: float) -> str:
     """A time span in one unit.
 
@@ -66,21 +50,6 @@ def brief(seconds: float) -> str:
         if seconds < most:
             return f"{int(seconds // unit)} {name}"
     return f"{int(seconds // 86400)} d"
-
-
-def size(count: float) -> str:
-    """Bytes for people.
-
-    Examples
-    --------
-    >>> size(2048), size(3 * 2**30)
-    ('2.0 KiB', '3.0 GiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 @dataclass(slots=True)

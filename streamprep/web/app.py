@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from streamprep import __version__
+from streamprep.errors import StreamprepError
 from streamprep.snapshot import unmatched_text
+from streamprep.units import duration, size
 from streamprep.web import charts, items, metrics, pictures, show
 from streamprep.web.feed import MOST_CLIENTS, Feed
+from streamprep.web.reads import Reads
 from streamprep.web.security import Guard
 from streamprep.web.state import REPORT, Watch
 
@@ -37,8 +40,6 @@ _HOUR = 3600.0
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _FILTERS = (
     "number",
-    "duration",
-    "size",
     "moment",
     "iso",
     "item_address",
@@ -76,7 +77,7 @@ class Dashboard:
     """
 
     def __init__(self, watch: Watch, *, config: Path, overrides: Sequence[str] = ()) -> None:
-        self.watch, self.feed = watch, Feed(watch)
+        self.watch, self.feed, self._reads = watch, Feed(watch), Reads()
         self._config, self._overrides = config, tuple(overrides)
         self._registry = metrics.registry(watch)
         self.routes = Starlette(
@@ -108,7 +109,12 @@ class Dashboard:
         async with self.feed.running():
             yield
 
-    # --- pages ---
+    def end(self) -> None:
+        """Let all go who wait for an answer or look on, as at the end of the server."""
+        self.feed.end()
+        self._reads.end()
+
+    # --- pages: of what is in memory, drawn in threads ---
 
     def overview(self, request: Request) -> Response:
         """What goes on."""
@@ -132,18 +138,20 @@ class Dashboard:
         sets = items.set_names(view.snapshot, list(view.done.values())[-PICTURES_ON_A_PAGE:])
         query = items.Query.of(request.query_params, sets)
         page = items.page(view.done, pending, query)
-        return self._page(request, "items.html", query=query, page=page, sets=sets, pending=pending)
+        return self._page(
+            request, "items.html", query=query, page=page, sets=sets, unlisted=items.unlisted(view.snapshot)
+        )
 
-    def item(self, request: Request) -> Response:
+    async def item(self, request: Request) -> Response:
         """One item."""
         view, name = self.watch.view, show.item_of(request.scope["raw_path"])
         row = view.pending.get(name) or view.done.get(name)
         if row is None:
             return self.missing(request, None)
-        try:
-            commit = None if row.done is None else self.watch.commit(row.done)
-        except OSError:
-            commit = None
+        commit = None
+        if row.done is not None:
+            with contextlib.suppress(OSError, StreamprepError):  # TimeoutError is one
+                commit = await self._reads.run(functools.partial(self.watch.commit, row.done))
         made = [picture for picture in view.pictures if picture.item == name]
         return self._page(request, "item.html", row=row, commit=commit, pictures=made)
 
@@ -200,24 +208,29 @@ class Dashboard:
     def _retry(self, item: str | None = None) -> str:
         return show.retry_command(self._config, self._overrides, item)
 
-    # --- files ---
+    # --- files: read beside all else, for their folder may not answer ---
 
-    def picture(self, request: Request) -> Response:
+    async def _read(self, read: Callable[[], bytes | None]) -> bytes:
+        try:
+            data = await self._reads.run(read)
+        except TimeoutError:
+            raise HTTPException(503, "the output folder does not answer", {"Retry-After": "10"}) from None
+        if data is None:
+            raise HTTPException(404)
+        return data
+
+    async def picture(self, request: Request) -> Response:
         """A picture that the index names."""
         view, name = self.watch.view, request.path_params["file"]
         if all(picture.file != name for picture in view.pictures):
             raise HTTPException(404)
-        data = pictures.read_picture(view.output, name)
-        if data is None:
-            raise HTTPException(404)
+        data = await self._read(lambda: pictures.read_picture(view.output, name))
         kind = pictures.TYPES[Path(name).suffix.lower()]
         return _file(request, data, kind, {"Content-Security-Policy": f"sandbox; {_FOREIGN}"})
 
-    def report(self, request: Request) -> Response:
+    async def report(self, request: Request) -> Response:
         """The report that the session wrote; no script of it runs."""
-        data = pictures.read_below(self.watch.view.output, REPORT)
-        if data is None:
-            raise HTTPException(404)
+        data = await self._read(lambda: pictures.read_below(self.watch.view.output, REPORT))
         return _file(request, data, "text/html; charset=utf-8", {"Content-Security-Policy": _FOREIGN})
 
     def static(self, request: Request) -> Response:
@@ -229,20 +242,20 @@ class Dashboard:
         caching = "public, max-age=31536000, immutable" if kept else "no-cache"
         return _file(request, _static()[name], _STATIC[name], {"Cache-Control": caching})
 
-    # --- for machines ---
+    # --- for machines: of what is in memory, waiting for nothing ---
 
-    def metrics(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), media_type=kind)
 
-    def health(self, _: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         """Whether the dashboard lives and sees the output folder."""
         if self.watch.stuck_seconds > DEAD_SECONDS:
             return PlainTextResponse("the output folder does not answer\n", 503)
         return PlainTextResponse("ok\n")
 
-    def status(self, _: Request) -> Response:
+    async def status(self, _: Request) -> Response:
         """What the daemon wrote last, and how old that is."""
         view = self.watch.view
         said: dict[str, Any] = {"daemon": view.daemon, "output": str(view.output)}
@@ -290,6 +303,7 @@ def _environment() -> jinja2.Environment:
     )
     for name in _FILTERS:
         made.filters[name] = getattr(show, name)
+    made.filters["duration"], made.filters["size"] = duration, size
     made.filters["set_title"] = items.set_title
     made.globals["unmatched_text"] = unmatched_text
     made.globals["static"] = lambda name: f"/static/{name}?v={_hash(name)}"

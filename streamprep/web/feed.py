@@ -8,8 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 
-from anyio import to_thread
-
+from streamprep.web.reads import Reads
 from streamprep.web.state import Watch
 
 log = logging.getLogger(__name__)
@@ -48,13 +47,18 @@ class Feed:
                 await self._looking
 
     async def _look(self) -> None:
+        one, said = Reads(1, None), ""
         while True:
             try:
-                if await to_thread.run_sync(self.watch.look, abandon_on_cancel=True):
+                if await one.run(self.watch.look):
                     self._wake()
-            except Exception:
-                log.exception("the session could not be looked at")
-            await asyncio.sleep(LOOK_SECONDS if self.watch.view.loaded else 0.01)
+                said = ""
+            except Exception as error:
+                if said != repr(error):  # it would come again each second
+                    log.exception("the session could not be looked at")
+                said = repr(error)
+            view = self.watch.view
+            await asyncio.sleep(LOOK_SECONDS if view.loaded or view.troubles or said else 0.01)
 
     def _wake(self) -> None:
         self._news.set()
@@ -76,7 +80,15 @@ class Feed:
                 if view.version != sent:
                     sent = view.version
                     mode = None if view.snapshot is None else view.snapshot.mode
-                    said = json.dumps({"version": sent, "daemon": view.daemon, "mode": mode})
+                    said = json.dumps(
+                        {
+                            "version": sent,
+                            "rows": view.rows_version,
+                            "daemon": view.daemon,
+                            "mode": mode,
+                            "age": round(self.watch.age_seconds, 1),
+                        }
+                    )
                     yield f"event: status\nid: {sent}\ndata: {said}\n\n"
                     continue
                 try:

@@ -68,6 +68,16 @@ def pending_rows(snapshot: Snapshot, done: Mapping[str, Row], *, running: bool) 
     return rows
 
 
+def unlisted(snapshot: Snapshot | None) -> list[str]:
+    """How many items there are of each kind that the snapshot counts, but does not name; in words."""
+    if snapshot is None:
+        return []
+    waiting = snapshot.waiting_count - len(snapshot.waiting)
+    ended = snapshot.failed + snapshot.rejected - len(snapshot.failures)
+    said = (waiting, "that wait" if waiting > 1 else "that waits"), (ended, "that failed or were rejected")
+    return [f"{count:,} {of}" for count, of in said if count > 0]
+
+
 def _done(done: Mapping[str, Row], name: str) -> Done | None:
     row = done.get(name)
     return None if row is None else row.done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import getpass
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streamprep.model import ConfigError
 from streamprep.web import security
@@ -19,6 +21,34 @@ from streamprep.web.app import Dashboard
 from streamprep.web.state import Watch
 
 MOST_CONNECTIONS = 200
+HEAD_SECONDS = 10.0
+"""A connection on which no whole head of a request came for so long is closed: others may want its place."""
+
+
+class _Connection(H11Protocol):
+    """Closes itself where nothing whole is asked: uvicorn's own time-out is of what comes after an answer alone."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # it is being answered
+            self._hurry_no_more()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hurry_no_more()
+        super().connection_lost(exc)
+
+    def _hurry_no_more(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class _Server(uvicorn.Server):
@@ -89,7 +119,7 @@ def serve(
             uvicorn.Config(
                 dashboard.guarded(hosts, token, any_address=everywhere),
                 loop="asyncio",
-                http="h11",
+                http=_Connection,
                 ws="none",
                 lifespan="on",
                 log_level="warning",
@@ -99,7 +129,7 @@ def serve(
                 limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=3,
             ),
-            dashboard.feed.end,
+            dashboard.end,
         )
         with _signals_end_it(), contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

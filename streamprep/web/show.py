@@ -1,4 +1,4 @@
-"""How things are written on the pages: counts, times, sizes, addresses."""
+"""How things are written on the pages: counts, times, addresses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 from markupsafe import Markup, escape
+from pydantic import BaseModel, SecretBytes, SecretStr
 
+from streamprep.config import Config, parse_override
 from streamprep.snapshot import Snapshot, clean
 from streamprep.web.pictures import Picture
 
@@ -40,45 +42,6 @@ def number(value: float) -> str:
     ('12,345', '3.2', '0')
     """
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:,.1f}"
-
-
-def duration(seconds: float) -> str:
-    """A time span.
-
-    Examples
-    --------
-    >>> duration(0.0123), duration(7.2), duration(75), duration(7500), duration(200000)
-    ('12 ms', '7 s', '1 min 15 s', '2 h 05 min', '2 d 7 h')
-    """
-    if seconds < 1:
-        return f"{max(0.0, 1000 * seconds):.{0 if seconds >= 0.0095 else 1}f} ms"
-    if seconds < 10 and seconds != int(seconds):
-        return f"{seconds:.1f} s" if seconds < 5 else f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, left = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min {rest:02d} s"
-    days, some = divmod(hours, 24)
-    return f"{days} d {some} h" if days else f"{hours} h {left:02d} min"
-
-
-def size(count: float) -> str:
-    """Bytes.
-
-    Examples
-    --------
-    >>> size(512), size(3 * 2**30), size(2.5 * 2**40)
-    ('512 B', '3.0 GiB', '2.5 TiB')
-    """
-    if abs(count) < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if count >= 100 else f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"
 
 
 def moment(seconds: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
@@ -117,15 +80,24 @@ def picture_address(picture: Picture) -> str:
 
 
 def retry_command(config: Path, overrides: Sequence[str], item: str | None = None) -> str:
-    """The command that has failed items taken up again, as a shell wants it.
+    """The command that has failed items taken up again, as a shell wants it; without secrets and what goes with them.
 
     Examples
     --------
     >>> retry_command(Path("/data/my session/streamprep.toml"), ["session.seed=3"], "Micrographs/mic_1")
     "streamprep retry '/data/my session/streamprep.toml' --set session.seed=3 --item Micrographs/mic_1"
     """
-    sets = [part for override in overrides for part in ("--set", override)]
+    hidden = {table for table, field in Config.model_fields.items() if _is_secret(field.annotation)}
+    kept = [override for override in overrides if parse_override(override)[0][0] not in hidden]
+    sets = [part for override in kept for part in ("--set", override)]
     return shlex.join(["streamprep", "retry", str(config), *sets, *([] if item is None else ["--item", item])])
+
+
+def _is_secret(kind: Any) -> bool:
+    """Whether a type of a configuration is, or has in it, a secret."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return any(_is_secret(field.annotation) for field in kind.model_fields.values())
+    return kind in (SecretStr, SecretBytes) or any(map(_is_secret, get_args(kind)))
 
 
 def breakable(said: object) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from streamprep.errors import StreamprepError
 from streamprep.history import MOST_AT_ONCE, Done, History
 from streamprep.inspection import OLD_SECONDS
 from streamprep.journal import Commit
@@ -41,6 +43,8 @@ class View:
 
     version: int = 0
     """It grows whenever something else is known."""
+    rows_version: int = 0
+    """It grows whenever the rows of the table of items are others, but for how long something has taken."""
     output: Path = Path()
     exists: bool = False
     """Whether the output folder is there."""
@@ -53,7 +57,7 @@ class View:
     done: Mapping[str, Row] = field(default_factory=dict)
     """By item, in the order in which they were done."""
     loaded: bool = False
-    """Whether the log of commits was read to its end."""
+    """Whether the log of commits was read to its end; not so where it cannot be read."""
     pictures: tuple[Picture, ...] = ()
     has_report: bool = False
     troubles: tuple[str, ...] = ()
@@ -114,7 +118,7 @@ class Watch:
 
         Raises
         ------
-        OSError
+        OSError, StreamprepError
             The log cannot be read.
         """
         return None if self._history is None else self._history.commit(done)
@@ -137,6 +141,7 @@ class Watch:
         loaded = self._read_history(self._history, troubles)
         found = View(
             before.version + 1,
+            before.rows_version,
             output,
             exists,
             self._daemon(snapshot),
@@ -152,6 +157,8 @@ class Watch:
         self.looked = self._clock()
         if all(getattr(found, name) == getattr(before, name) for name in _COMPARED) and found.done is before.done:
             return False
+        if found.done is not before.done or _named(found) != _named(before):
+            found = dataclasses.replace(found, rows_version=found.rows_version + 1)
         self.view = found
         return True
 
@@ -187,18 +194,34 @@ class Watch:
 
     def _read_history(self, history: History, troubles: list[str]) -> bool:
         """Read on; True at the end of the log. A new dictionary stands for other contents."""
+        loaded = False
         try:
-            new = history.update()
+            loaded = len(history.update()) < MOST_AT_ONCE
         except OSError as error:
             troubles.append(f"the log of commits cannot be read: {error.strerror or error}")
-            return False
-        if new or len(self._rows) != len(history.done):
-            rows = {done.item: done_row(done) for done in new}
-            self._rows = {name: rows.get(name) or self._rows[name] for name in history.done}
-        return len(new) < MOST_AT_ONCE
+        except StreamprepError as error:
+            troubles.append(f"{error}; where that version is older, streamprep run upgrades it")
+        known, done = self._rows, history.done
+        last = next(reversed(known.values()), None)
+        if len(known) != len(done) or (last is not None and last.done is not next(reversed(done.values()))):
+            self._rows = {
+                name: row if (row := known.get(name)) is not None and row.done is made else done_row(made)
+                for name, made in done.items()
+            }
+        return loaded
 
 
 _COMPARED = ("output", "exists", "daemon", "snapshot", "plan", "loaded", "pictures", "has_report", "troubles")
+
+
+def _named(view: View) -> object:
+    """What stands in the table of items besides those that are done, and over it."""
+    said = view.snapshot
+    if said is None:
+        return view.exists, view.troubles, view.loaded, view.pictures
+    named = [(name, why) for name, why, _ in said.waiting], [name for name, _ in said.running[: said.workers]]
+    counted = said.waiting_count, said.failed, said.rejected, said.message
+    return view.daemon, view.troubles, view.loaded, view.pictures, view.has_report, named, counted, said.failures
 
 
 def _snapshot(path: Path) -> Snapshot:

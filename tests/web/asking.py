@@ -58,7 +58,12 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def ask(
+def ask(app: Any, target: str, **given: Any) -> Answer:
+    """Send one request; ``target`` goes as it is."""
+    return asyncio.run(asked(app, target, **given))
+
+
+async def asked(
     app: Any,
     target: str,
     *,
@@ -67,7 +72,7 @@ def ask(
     headers: Sequence[tuple[str, str]] = (),
     server: tuple[str, int] = ("127.0.0.1", 8765),
 ) -> Answer:
-    """Send one request; ``target`` goes as it is."""
+    """The same, beside others."""
     path, _, query = target.partition("?")
     sent: list[Any] = []
     scope = {
@@ -94,7 +99,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(app(scope, receive, send))
+    await app(scope, receive, send)
     heads = {name.decode().lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
     return Answer(sent[0]["status"], heads, b"".join(message.get("body", b"") for message in sent[1:]))
 

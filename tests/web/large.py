@@ -1,7 +1,8 @@
-"""What 100,000 micrographs cost the dashboard, in processor time: ``python -m tests.web.large [ITEMS]``."""
+"""What 100,000 micrographs cost the dashboard, in memory and processor time: ``python -m tests.web.large [ITEMS]``."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +15,23 @@ TARGETS = ("/", "/items", "/items?page=500", "/items?q=data_0421", "/items?sort=
            "/items?sort=seconds&order=asc", "/items?state=with+warnings", f"/items/{hole(77)}", "/metrics")  # fmt: skip
 
 
+def _peak_kib() -> int:
+    """Of this process alone; what getrusage says is also of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def tell_memory(folder: str) -> None:
+    """Of a process that does nothing but read and draw."""
+    looked = Looked(Path(folder), NOW)
+    before = _peak_kib()
+    looked.look()
+    for target in TARGETS:
+        looked.get(target)
+    after = _peak_kib()
+    print(f"memory at most: {after / 1024:.0f} MiB, {before / 1024:.0f} MiB without items")
+
+
 def main() -> None:
     """Time it."""
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
@@ -22,6 +40,7 @@ def main() -> None:
         state = busy(looked.output, NOW, items=1000)
         log_commits(looked.output, (commit(hole(n), finished=NOW - 4 * (items - n)) for n in range(items)))
         write_status(looked.output, state, modified=NOW)
+        subprocess.run([sys.executable, "-m", "tests.web.large", folder], check=True)
         before = time.process_time()
         looked.look()
         print(f"reading {len(looked.watch.view.done):,} items: {time.process_time() - before:.1f} s")
@@ -37,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1 and not sys.argv[1].isdigit():
+        tell_memory(sys.argv[1])
+    else:
+        main()

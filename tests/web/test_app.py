@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shlex
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ from streamprep.session import try_lock
 from streamprep.snapshot import clean
 from streamprep.web.app import _hash
 from streamprep.web.feed import MOST_CLIENTS
+from streamprep.web.reads import Reads
 from streamprep.web.show import item_address, item_of, retry_command
 from tests.web.acted import HOSTILE, NOW, PLAN, WILD, commit, failure, hole, log_commits, snapshot, write_status
-from tests.web.asking import CONFIG, Looked
+from tests.web.asking import CONFIG, Looked, asked
 
 PAGES = ("/", "/items", "/failures", "/gallery", "/plan")
 
@@ -111,6 +114,15 @@ def test_the_command_is_what_a_shell_takes_for_the_name(name: str) -> None:
     assert shlex.split(told) == ["streamprep", "retry", "/a b/c.toml", "--set", "x.y=1 2", "--item", name]
 
 
+@pytest.mark.parametrize("key", ["notify.webhook", " notify . webhook ", "notify", "notify.mail"])
+def test_the_command_holds_no_secret(busily: Looked, key: str) -> None:
+    looked = Looked(busily.output, NOW, overrides=[f"{key}=https://chat.example.org/SECRETX", "session.seed=3"])
+    looked.look()
+    told = looked.get("/failures")
+    assert "SECRETX" not in told.text
+    assert "--set session.seed=3" in told.page.words
+
+
 @pytest.mark.parametrize("name", [WILD, "a/../b", "..", ".", "a//b", "a?b#c%2F", "\udcff", "ü"])
 def test_every_name_has_an_address_of_its_own(name: str) -> None:
     address = item_address(name)
@@ -190,6 +202,24 @@ def test_the_table_works_by_links_and_a_form_alone(busily: Looked) -> None:
 def test_addresses_that_nobody_made_are_taken_for_something(busily: Looked, query: str) -> None:
     assert busily.get(f"/items?{query}").status == 200
     assert busily.get(f"/gallery?{query}").status == 200
+
+
+def test_what_the_daemon_did_not_name_is_counted(busily: Looked) -> None:
+    """It counts 11 that wait, and names 8."""
+    words = busily.get("/items").page.words
+    assert "Neither listed nor searched: 3 that wait." in words
+    assert "More that wait (11 in all)" in busily.get("/").page.words
+    state = busily.watch.view.snapshot
+    assert state is not None
+    write_status(busily.output, dataclasses.replace(state, failed=1200))
+    busily.look()
+    words = busily.get("/items").page.words
+    assert "Neither listed nor searched: 3 that wait and 1,197 that failed or were rejected." in words
+    assert "the 8 that wait longest and the 4 newest that failed" in words
+    write_status(busily.output, dataclasses.replace(state, waiting_count=8))
+    busily.look()
+    assert "Neither listed" not in busily.get("/items").page.words
+    assert "All that wait (8 in all)" in busily.get("/").page.words
 
 
 def test_what_is_not_there_is_not_found(busily: Looked) -> None:
@@ -292,6 +322,56 @@ def test_the_report_runs_no_script(busily: Looked) -> None:
     assert told.status == 200
     assert "script-src" not in told.headers["content-security-policy"]
     assert told.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+# --- a file server that does not answer ---
+
+
+@pytest.fixture
+def stalled(busily: Looked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Looked]:
+    """Every read of a file hangs until the test is over."""
+    answers = threading.Event()
+    monkeypatch.setattr("streamprep.web.pictures.read_below", lambda *_: answers.wait() and None)
+    monkeypatch.setattr(busily.watch, "commit", lambda _: answers.wait() and None)
+    yield busily
+    answers.set()
+
+
+def test_files_that_cannot_be_read_keep_nothing_else_waiting(stalled: Looked) -> None:
+    files = (f"/gallery/{hole(229)}/particles.jpg", "/report.html", item_address(hole(229)))
+
+    async def look_on() -> tuple[list[int], list[int]]:
+        hanging = [asyncio.create_task(asked(stalled.app, file)) for _ in range(20) for file in files]
+        await asyncio.sleep(0)
+        others = [
+            (await asyncio.wait_for(asked(stalled.app, target), 20)).status
+            for target in (*PAGES, "/metrics", "/healthz", "/api/status.json", "/static/live.js")
+        ]
+        assert not any(task.done() for task in hanging)
+        stalled.dashboard.end()  # those who wait are answered, as at the end of the server
+        return others, [answer.status for answer in await asyncio.gather(*hanging)]
+
+    others, ended = asyncio.run(look_on())
+    assert set(others) == {200}
+    assert ended == [503, 503, 200] * 20, "what the log says more of an item is left out"
+
+
+def test_a_file_that_cannot_be_read_is_waited_for_no_longer_than_some_seconds(stalled: Looked) -> None:
+    stalled.dashboard._reads = Reads(wait_seconds=0.01)
+    told = stalled.get("/report.html")
+    assert (told.status, told.text, told.headers["retry-after"]) == (503, "the output folder does not answer", "10")
+    assert stalled.get(item_address(hole(229))).status == 200
+
+
+def test_few_threads_read(stalled: Looked) -> None:
+    stalled.dashboard._reads = Reads(3, wait_seconds=0.01)
+
+    async def ask_often() -> None:
+        await asyncio.gather(*[asked(stalled.app, "/report.html") for _ in range(20)])
+
+    before = threading.active_count()
+    asyncio.run(ask_often())
+    assert threading.active_count() == before + 3
 
 
 # --- events ---

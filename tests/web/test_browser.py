@@ -188,6 +188,40 @@ def test_it_can_be_used_by_everybody_in_light_and_dark(hostile: Opened) -> None:
     assert not found, "\n".join(found)
 
 
+def test_the_table_is_fetched_again_only_where_it_changed(hostile: Opened) -> None:
+    page, state = hostile.page, snapshot(hostile.output)
+    write_status(hostile.output, state)
+    hostile.go("/items")
+    page.get_by_text("Neither listed nor searched").wait_for(state="detached", timeout=SOON)
+    page.evaluate(
+        "new EventSource('/events').addEventListener('status', "
+        "() => { document.body.dataset.heard = Number(document.body.dataset.heard ?? 0) + 1; })"
+    )
+    page.locator("body[data-heard='1']").wait_for(timeout=SOON)
+    before = hostile.asked.count(hostile.address + "/items")
+    for hour in (1, 2):
+        write_status(hostile.output, dataclasses.replace(state, elapsed_seconds=3600.0 * hour))
+        page.locator(f"body[data-heard='{hour + 1}']").wait_for(timeout=SOON)
+    assert hostile.asked.count(hostile.address + "/items") == before
+
+
+def test_a_page_that_cannot_be_had_leaves_the_one_that_is_shown(hostile: Opened) -> None:
+    page = hostile.page
+    hostile.go("/")
+    title, rate = page.title(), page.locator(".figure .value").first.inner_text()
+    page.route(hostile.address + "/", lambda route: route.fulfill(status=503, body="Service Unavailable"))
+    try:
+        write_status(hostile.output, snapshot(hostile.output, message="something is new"))
+        page.get_by_text("what is shown is older").wait_for(timeout=SOON)
+        assert page.title() == title
+        assert page.locator(".figure .value").first.inner_text() == rate
+    finally:
+        page.unroute(hostile.address + "/")
+    page.get_by_text("something is new").wait_for(timeout=SOON)
+    page.get_by_text("what is shown is older").wait_for(state="detached", timeout=SOON)
+    hostile.errors[:] = [said for said in hostile.errors if "503" not in said]
+
+
 def test_nothing_was_complained_of(hostile: Opened) -> None:
     """After all of the above."""
     missing = [said for said in hostile.errors if "404" not in said]

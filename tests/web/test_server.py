@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from streamprep import cli
 from streamprep.model import ConfigError
@@ -40,10 +47,65 @@ def test_a_missing_extra_is_named(empty_session: Session, monkeypatch: pytest.Mo
         cli.dashboard(empty_session.config)
 
 
+class Loop:
+    """Notes what is to be called later, and lets answers wait."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, asyncio.TimerHandle]] = []
+        self._real = asyncio.new_event_loop()
+        self.create_task = self._real.create_task
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(seconds, call, (), self._real)
+        self.later.append((seconds, handle))
+        return handle
+
+    def pass_by(self, seconds: float) -> None:
+        for after, handle in self.later:
+            if after <= seconds and not handle.cancelled():
+                handle._run()
+
+    def close(self) -> None:
+        for task in asyncio.all_tasks(self._real):
+            task.cancel()
+            self._real.run_until_complete(asyncio.wait([task]))
+        self._real.close()
+
+
+@pytest.mark.parametrize(
+    ("parts", "closed"),
+    [([], True), ([b"G"], True), ([b"GET / HT", b"TP/1.1\r\n", b"Host: a\r\n"], True),
+     ([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], False), ([b"GET / HTTP/1.1\r\nHo", b"st: a\r\n\r\n"], False)],
+)  # fmt: skip
+def test_a_connection_that_asks_for_nothing_is_closed(parts: list[bytes], closed: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()  # as one that follows the events
+
+    loop, transport = Loop(), mock.Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = None
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
+    connection = server._Connection(config, ServerState(), {}, _loop=loop)  # type: ignore[arg-type]
+    try:
+        connection.connection_made(transport)
+        for part in parts:
+            connection.data_received(part)
+        loop.pass_by(server.HEAD_SECONDS / 2)
+        assert not transport.close.called
+        loop.pass_by(server.HEAD_SECONDS)
+        assert transport.close.called is closed
+    finally:
+        connection.connection_lost(None)
+        loop.close()
+    assert all(handle.cancelled() or closed for _, handle in loop.later)
+
+
 def test_it_serves_asks_for_a_token_and_ends_with_a_signal(
     empty_session: Session, stopped: list[subprocess.Popen[str]]
 ) -> None:
-    """On all addresses, with one who follows the events when the end comes."""
+    """On all addresses, with one who follows the events and a look that hangs when the end comes."""
+    state = empty_session.output / ".streamprep"
+    state.mkdir(parents=True)
+    os.mkfifo(state / "status.json")
     command = empty_session.command("dashboard", "--port", "0", "--host", "0.0.0.0")
     process = subprocess.Popen(
         command, cwd=empty_session.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -67,9 +129,11 @@ def test_it_serves_asks_for_a_token_and_ends_with_a_signal(
     events = following.getresponse()
     assert events.headers["content-type"].startswith("text/event-stream")
     assert events.readline() == b"retry: 3000\n"
+    while not events.readline().startswith(b"event: status"):
+        pass
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert b"event: status" in events.read(), "it ended as an answer does, not as a broken one"
+    assert events.read().endswith(b"\n"), "it ended as an answer does, not as a broken one"
     following.close()
-    assert not empty_session.output.exists(), "nothing was made"
+    assert [path.name for path in empty_session.output.rglob("*")] == [".streamprep", "status.json"], "nothing was made"

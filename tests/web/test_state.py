@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from streamprep import journal
 from streamprep.history import LOG
 from streamprep.web import charts
 from streamprep.web.state import Watch
+from tests.conftest import ROOT
 from tests.web.acted import NOW, PLAN, commit, log_commits, snapshot, write_status
 from tests.web.asking import Clock, Looked
 
@@ -27,6 +29,28 @@ def test_nothing_new_is_nothing_new(busily: Looked) -> None:
     busily.clock.pass_by(2)
     assert not busily.watch.look()
     assert busily.watch.view.version == version
+
+
+def test_the_rows_are_others_only_where_a_row_is(looked: Looked) -> None:
+    waits = ("M/a", "waits for coordinates", 3.0)
+    write_status(looked.output, snapshot(looked.output, waiting=(waits,), waiting_count=1), modified=NOW)
+    looked.look()
+
+    def grows(**changed: object) -> bool:
+        before = looked.watch.view
+        write_status(looked.output, snapshot(looked.output, **changed), modified=NOW)
+        assert looked.look()
+        assert looked.watch.view.version > before.version
+        return looked.watch.view.rows_version > before.rows_version
+
+    aged = (*waits[:2], 5.0)
+    assert not grows(waiting=(aged,), waiting_count=1, elapsed_seconds=5.0, items_per_hour=300.0)
+    assert grows(waiting=(aged,), waiting_count=2)
+    assert grows(waiting=(aged,), waiting_count=2, failures=({"item": "M/b", "state": "failed"},))
+    before = looked.watch.view.rows_version
+    log_commits(looked.output, [commit("M/c")])
+    looked.look()
+    assert looked.watch.view.rows_version > before
 
 
 def test_a_daemon_is_running_silent_and_ended(looked: Looked) -> None:
@@ -118,6 +142,49 @@ def test_a_long_log_is_read_in_parts_and_says_so(looked: Looked, monkeypatch: py
     assert looked.watch.view.loaded
     assert len(looked.watch.view.done) == 7
     assert "Reading what was done" not in looked.get("/").page.words
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_log_of_another_version_is_told_and_all_else_is_shown(looked: Looked, before: int) -> None:
+    write_status(looked.output, snapshot(looked.output, jobs={"done": 41}), modified=NOW)
+    log_commits(looked.output, [commit(f"M/{n}") for n in range(before)])
+    with (looked.output / LOG).open("ab") as log:
+        log.write((ROOT / "tests" / "data" / "schema3" / "commits.rows").read_bytes())
+    looked.look()
+    view = looked.watch.view
+    assert view.daemon == "running"
+    assert list(view.done) == [f"M/{n}" for n in range(before)]
+    (trouble,) = view.troubles
+    assert "another version of streamprep" in trouble
+    assert "streamprep run upgrades it" in trouble
+    for page in ("/", "/items", "/healthz"):
+        assert looked.get(page).status == 200
+    assert "41 done" in looked.get("/").page.words
+    assert "upgrades it" in looked.get("/").page.words
+    (looked.output / LOG).write_bytes(journal.line_of(commit("M/upgraded")))
+    looked.look()
+    assert looked.watch.view.troubles == ()
+    assert list(looked.watch.view.done) == ["M/upgraded"]
+
+
+def test_a_look_that_fails_each_time_is_told_once(looked: Looked, caplog: pytest.LogCaptureFixture) -> None:
+    looks = 0
+
+    def fail() -> bool:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("look")
+
+    async def watch() -> None:
+        async with looked.dashboard.feed.running():
+            while looks < 3:
+                await asyncio.sleep(0)
+
+    looked.watch.look = fail  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("streamprep.web.feed.LOOK_SECONDS", 0.0)
+        asyncio.run(watch())
+    assert [record.getMessage() for record in caplog.records] == ["the session could not be looked at"]
 
 
 def test_what_keeps_the_folder_from_being_read_is_told(tmp_path: Path) -> None:

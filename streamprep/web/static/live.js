@@ -9,6 +9,14 @@ let loaded = performance.now();
 let source = null;
 let fetching = false;
 let again = false;
+let stale = false;
+let known = null;
+let planned;
+let renewed = -Infinity;
+const overview = location.pathname === "/";
+const PACE = overview ? 1000 : 5000;
+const RETRY = 5000;
+const PATIENCE = 20000;
 
 function sameKind(one, other) {
   return one.nodeType === other.nodeType && one.nodeName === other.nodeName
@@ -40,9 +48,11 @@ function alter(shown, wanted) {
 async function renew(address = location.href) {
   if (fetching) { again = true; return; }
   fetching = true;
+  renewed = performance.now();
   try {
-    const answer = await fetch(address, { credentials: "same-origin", cache: "no-store" });
+    const answer = await fetch(address, { credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (answer.status === 401) { location.reload(); return; }
+    if (!answer.ok && answer.status !== 404) throw new Error(`status ${answer.status}`);
     const wanted = new DOMParser().parseFromString(await answer.text(), "text/html");
     loaded = performance.now();
     for (const part of document.querySelectorAll("[data-live]")) {
@@ -50,12 +60,34 @@ async function renew(address = location.href) {
       if (new_) alter(part, new_);
     }
     document.title = wanted.title;
+    if (stale) { stale = false; connection.textContent = ""; }
     showButtons();
     tick();
-  } catch { /* the connection says so */ } finally {
+  } catch {
+    stale = true;
+    connection.textContent = "the dashboard does not answer, what is shown is older; trying again";
+    setTimeout(soon, RETRY);
+  } finally {
     fetching = false;
-    if (again) { again = false; setTimeout(renew, 500); }
+    if (again) { again = false; soon(); }
   }
+}
+
+// Fetched at most so often, and but for the overview only where what it shows is other than it was.
+function soon() {
+  clearTimeout(planned);
+  planned = setTimeout(() => renew(), Math.max(0, renewed + PACE - performance.now()));
+}
+
+function heard(said) {
+  const now = overview ? said.version : `${said.rows} ${said.daemon} ${said.mode}`;
+  if (known === now) {
+    loaded = performance.now();
+    for (const part of document.querySelectorAll("[data-age]")) part.dataset.age = said.age;
+    return;
+  }
+  known = now;
+  soon();
 }
 
 // --- ages go on between two words of the daemon ---
@@ -79,8 +111,8 @@ function tick() {
 function listen() {
   if (source || document.hidden) return;
   source = new EventSource("/events");
-  source.addEventListener("open", () => { connection.textContent = ""; });
-  source.addEventListener("status", () => renew());
+  source.addEventListener("open", () => { if (!stale) connection.textContent = ""; });
+  source.addEventListener("status", (event) => heard(JSON.parse(event.data)));
   source.addEventListener("error", () => {
     connection.textContent = "no connection to the dashboard, trying again";
     if (source?.readyState === EventSource.CLOSED) { hush(); setTimeout(listen, 10000); }
@@ -126,6 +158,7 @@ const search = document.getElementById("search");
 if (search) {
   let typed;
   const find = () => {
+    clearTimeout(planned);
     const address = `/items?${new URLSearchParams(new FormData(search))}`;
     history.replaceState(null, "", address);
     renew(address);
