@@ -235,7 +235,7 @@ def _session(
         console = _prepare_session(engine, plugins, style)
         ending.callback(console.restore)
         last = engine.run()
-        console.close()
+        end_session(console)
     return 1 if last.mode == "stopped" or (once and last.failed) else 0
 
 
@@ -245,6 +245,14 @@ def _prepare_session(engine: Any, plugins: Plugins, style: str) -> Any:
     plugins.manager.register(console, name="console")
     engine.handle_signals(console.restore)
     return console
+
+
+def end_session(console: Any) -> None:
+    """Tell the end, then draw the last pictures: the session holds nothing any more, and nobody waits for them."""
+    with importlib.import_module("streamprep.sinks.pictures").last_pictures() as seconds:
+        if seconds:
+            console.drawing_pictures(seconds)
+        console.close()
 
 
 class _Log(logging.handlers.RotatingFileHandler):
@@ -795,6 +803,6 @@ def demo(
     from streamprep import demonstration
 
     started = time.monotonic()
-    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _prepare_session)
+    code = demonstration.run(folder, micrographs, interval, _style(False, False, plain), _prepare_session, end_session)
     _out(f"done in {time.monotonic() - started:.0f} s")
     raise typer.Exit(code)

@@ -167,6 +167,13 @@ class Console:
             for line in summary(snapshot):
                 self._output.line(line)
 
+    def drawing_pictures(self, seconds: float) -> None:
+        """Say after the summary what the process still does, and for how long at most."""
+        if self.style == "json":
+            self._event("drawing_pictures", seconds=seconds)
+        elif self.style != "quiet":
+            self._output.line(f"drawing the last pictures, {seconds:g} s at most; Ctrl-C leaves them out")
+
     def close(self) -> None:
         """Write what is left; to be called once nothing is held any more that others wait for."""
         self._ending.close()

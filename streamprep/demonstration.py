@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from streamprep.simulate import Acquisition, expose, prepare
 
 Prepare = Callable[[Engine, Plugins, str], Any]
 """Registers a console, and returns it."""
+End = Callable[[Any], None]
+"""Tells the end on that console, and has the last pictures drawn."""
 
 
 class _StopWhenDone:
@@ -36,7 +39,9 @@ class _StopWhenDone:
                 self.engine.stop()
 
 
-def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_session: Prepare) -> int:
+def run(
+    folder: Path, micrographs: int, interval_s: float, style: str, prepare_session: Prepare, end_session: End
+) -> int:
     """Run the demonstration.
 
     Parameters
@@ -45,8 +50,8 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
         Made; emptied first when it holds an earlier demonstration.
     micrographs, interval_s
         How many exposures, and the seconds between them.
-    style, prepare_session
-        How the console looks, and what registers it.
+    style, prepare_session, end_session
+        How the console looks, what registers it, and what ends it.
 
     Returns
     -------
@@ -86,12 +91,12 @@ def run(folder: Path, micrographs: int, interval_s: float, style: str, prepare_s
 
     thread = threading.Thread(target=microscope, name="microscope")
     thread.start()
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(console.close)
+        ending.callback(thread.join)
+        ending.callback(beam_off.set)
         last = engine.run()
-    finally:
-        beam_off.set()
-        thread.join()
-        console.close()
+        end_session(console)
     report = engine.output / "report.html"
     if report.exists():
         print(f"look at: {report}")  # noqa: T201

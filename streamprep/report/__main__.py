@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import logging.handlers
 import os
 import platform
 import signal
@@ -26,13 +27,14 @@ from streamprep.report.process import Maker
 SET_DEATH_SIGNAL = 1
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 IDLE_CLASS = 3 << 13
+MOST_LOG_BYTES = 1 << 20
 
 log = logging.getLogger("streamprep.report")
 
 
 def die_with_daemon() -> None:
     """Have the kernel end this process with the daemon, also where it was stopped."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the daemon says when to end
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # they reach the whole group; the daemon ends it
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -62,23 +64,40 @@ def make_now_and_then(maker: Maker, over: threading.Event) -> None:
 
 def main() -> int:
     """Make pictures until the daemon says, or ends."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     die_with_daemon()
     said = sys.stdin.buffer.readline()
     if not said.endswith(b"\n"):
         return 0
     config = Config.model_validate(json.loads(said))
+    output = config.resolve(config.session.output)
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(format=form, level=logging.INFO, handlers=[bounded_log(output)])
+    try:
+        return make(config, output)
+    except Exception:
+        log.exception("no more pictures")
+        return 1
+
+
+def bounded_log(output: Path) -> logging.Handler:
+    """The log of this process, and an older one; what the interpreter has to say comes there, too."""
+    path = output / ".streamprep" / "log" / "pictures.log"
+    return logging.handlers.RotatingFileHandler(
+        path, maxBytes=MOST_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+    )
+
+
+def make(config: Config, output: Path) -> int:
+    """Make pictures until the daemon says."""
     plugins = load_plugins(block=config.plugins.block)
-    maker = Maker(config, plugins, resolve(config, plugins), config.resolve(config.session.output))
+    maker = Maker(config, plugins, resolve(config, plugins), output)
     over = threading.Event()
-    maker.start()
     thread = threading.Thread(target=make_now_and_then, args=(maker, over), daemon=True)
     thread.start()
     verb, _, seconds = sys.stdin.buffer.readline().partition(b" ")
     if verb != b"finish":
         os._exit(0)  # the daemon is gone
     until = time.monotonic() + float(seconds)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nobody has to wait for pictures
     over.set()
     thread.join(float(seconds))
     if not thread.is_alive():

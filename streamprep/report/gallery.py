@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ from streamprep.history import Done, History
 from streamprep.model import StreamprepError
 from streamprep.naming import STATE_FOLDER
 from streamprep.report import draw
-from streamprep.report.choose import due, surplus
+from streamprep.report.choose import surplus, wanted
 from streamprep.report.read import Reader
 from streamprep.sinks import _files
 
@@ -27,7 +28,29 @@ GALLERY = "gallery"
 INDEX = "gallery/index.json"
 VERSION = 1
 LOCK_SECONDS = 30.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OURS = frozenset({*draw.FILES, "index.json", "lock"})
+"""Names of files in the gallery, half written ones and the lock (``.NAME.tmp``, ``.lock``) by what stands between."""
 Record = dict[str, Any]
+
+
+class BusyError(StreamprepError):
+    """Another process makes pictures of this session."""
+
+
+def folder_of(item: str) -> str:
+    """The folder of an item's pictures, below the output folder; no part of it is called as a file of the gallery is.
+
+    Examples
+    --------
+    >>> folder_of("Micrographs/mic_0001"), folder_of("Micrographs/mic_0001/thumb.jpg")
+    ('gallery/Micrographs/mic_0001', 'gallery/Micrographs/mic_0001/%thumb.jpg')
+    """
+    return "/".join([GALLERY, *(f"%{part}" if _is_ours(part.lstrip("%")) else part for part in item.split("/"))])
+
+
+def _is_ours(name: str) -> bool:
+    return name.lower().removeprefix(".").removesuffix(".tmp") in OURS  # some file systems know no case
 
 
 class Gallery:
@@ -56,22 +79,33 @@ class Gallery:
         """What is there, by item."""
         self._failed: dict[str, tuple[int, float]] = {}
         """Items of which nothing could be shown, as they were then."""
-        self._load()
+        self._index: tuple[int, int, int] | None = None
+        """What the index was when it was read or written."""
+        self.refresh()
 
     def due(self, odd: Sequence[str] = ()) -> list[Done]:
         """Items whose pictures are to be made, the urgent first; ``odd`` are items that stand out."""
-        items = list(self.history.done.values())
-        places = {done.item: number for number, done in enumerate(items)}
-        there = {
-            number
-            for number, done in enumerate(items)
-            if self._is_made(done) or self._failed.get(done.item) == (done.generation, done.finished)
-        }
-        wanted = [places[item] for item in odd if item in places]
-        return [items[number] for number in due(len(items), self._settings.most, there, wanted)]
+        names = list(self.history.done)
+        places = self._places(odd)
+        chosen = [names[number] for number in wanted(len(names), self._settings.most, list(places.values()))]
+        self._failed = {item: self._failed[item] for item in chosen if item in self._failed}
+        return [done for done in map(self.history.done.__getitem__, chosen) if not self._is_settled(done)]
+
+    def refresh(self) -> None:
+        """Read the index again where another process has written it."""
+        found = self._identity()
+        if found != self._index:
+            self._index = found
+            self._load()
 
     def make(self, done: Done) -> Record | None:
-        """Make the pictures of an item, and remove what is too much; None where nothing could be shown."""
+        """Make the pictures of an item; None where nothing could be shown.
+
+        Raises
+        ------
+        OSError
+            The disk is full.
+        """
         commit = self.history.commit(done)
         found: list[draw.Picture] = []
         notes: list[str] = []
@@ -91,8 +125,30 @@ class Gallery:
         if not found:
             self._failed[done.item] = (done.generation, done.finished)
             return None
-        folder = f"{GALLERY}/{done.item}"
-        files = []
+        try:
+            files = self._write(done.item, found)
+        except OSError as error:
+            self._remove(done.item)
+            if error.errno in DISK_FULL:
+                raise
+            log.warning("%s: no pictures: %s", done.item, error)  # it is this item's
+            self._failed[done.item] = (done.generation, done.finished)
+            return None
+        self.records[done.item] = {
+            "item": done.item,
+            "kind": done.kind,
+            "generation": done.generation,
+            "finished": done.finished,
+            "files": files,
+            "facts": facts,
+            "notes": notes,
+        }
+        return self.records[done.item]
+
+    def _write(self, item: str, found: Sequence[draw.Picture]) -> list[dict[str, Any]]:
+        """Write the pictures of an item, and remove those that it has no more; what the index says of them."""
+        folder = folder_of(item)
+        files: list[dict[str, Any]] = []
         for picture in found:
             _files.replace_whole(self.output / folder / picture.name, [picture.data], durable=False)
             files.append(
@@ -108,33 +164,25 @@ class Gallery:
         for name in draw.FILES:
             if name not in made:
                 (self.output / folder / name).unlink(missing_ok=True)
-        self.records[done.item] = {
-            "item": done.item,
-            "kind": done.kind,
-            "generation": done.generation,
-            "finished": done.finished,
-            "files": files,
-            "facts": facts,
-            "notes": notes,
-        }
-        return self.records[done.item]
+        return files
 
     def tidy(self, odd: Sequence[str] = ()) -> None:
         """Remove the pictures of items that are no more, and those that are too many; write the index."""
-        places = {item: number for number, item in enumerate(self.history.done)}
-        for item in [item for item in self.records if item not in places]:
+        for item in [item for item in self.records if item not in self.history.done]:
             self._remove(item)
-        names = list(places)
-        wanted = [places[item] for item in odd if item in places]
-        for number in surplus(len(names), self._settings.most, {places[item] for item in self.records}, wanted):
+        places = self._places(self.records)
+        names = {number: item for item, number in places.items()}
+        urgent = list(self._places(odd).values())
+        for number in surplus(len(self.history.done), self._settings.most, names, urgent):
             self._remove(names[number])
-        order = sorted(self.records, key=places.__getitem__, reverse=True)
-        text = json.dumps({"version": VERSION, "items": [self.records[item] for item in order]}, indent=1)
+        self.records = {item: self.records[item] for item in reversed(places) if item in self.records}
+        text = json.dumps({"version": VERSION, "items": list(self.records.values())}, indent=1)
         _files.replace_whole(self.output / INDEX, [text.encode("ascii")], durable=False)
+        self._index = self._identity()
 
     def remove_strangers(self) -> None:
         """Remove pictures that the index does not know: it was lost, or those who made them were stopped between."""
-        known = {PurePosixPath(GALLERY, item) for item in self.records}
+        known = {PurePosixPath(folder_of(item)) for item in self.records}
         for path in sorted((self.output / GALLERY).rglob("*")):
             name = path.name.removeprefix(".").removesuffix(".tmp")  # also half a picture
             relative = PurePosixPath(path.relative_to(self.output).as_posix())
@@ -142,13 +190,22 @@ class Gallery:
                 path.unlink(missing_ok=True)
                 self._remove_empty(path.parent)
 
-    def _is_made(self, done: Done) -> bool:
-        record = self.records.get(done.item)
-        return record is not None and (record["generation"], record["finished"]) == (done.generation, done.finished)
+    def _places(self, items: Collection[str]) -> dict[str, int]:
+        """Of those of these items that are done, their numbers; in the order of these where it is a sequence."""
+        asked = set(items)
+        found = {item: number for number, item in enumerate(self.history.done) if item in asked}
+        return {item: found[item] for item in items if item in found} if isinstance(items, Sequence) else found
+
+    def _is_settled(self, done: Done) -> bool:
+        """Whether its pictures are made, or cannot be."""
+        record, now = self.records.get(done.item), (done.generation, done.finished)
+        return self._failed.get(done.item) == now or (
+            record is not None and (record["generation"], record["finished"]) == now
+        )
 
     def _remove(self, item: str) -> None:
-        del self.records[item]
-        folder = self.output / GALLERY / item
+        self.records.pop(item, None)
+        folder = self.output / folder_of(item)
         for name in draw.FILES:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
@@ -162,18 +219,26 @@ class Gallery:
                 return
             folder = folder.parent
 
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            found = (self.output / INDEX).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     def _load(self) -> None:
+        self.records = {}
         try:
             said = json.loads((self.output / INDEX).read_text(encoding="utf-8"))
             listed = said["items"] if said["version"] == VERSION else []
             records = {record["item"]: _checked(record) for record in listed}
+            self.records = {
+                item: record
+                for item, record in records.items()
+                if all((self.output / file["file"]).is_file() for file in record["files"])
+            }
         except (OSError, ValueError, KeyError, TypeError):
             return
-        self.records = {
-            item: record
-            for item, record in records.items()
-            if all((self.output / file["file"]).is_file() for file in record["files"])
-        }
 
 
 def _checked(record: Record) -> Record:
@@ -181,7 +246,7 @@ def _checked(record: Record) -> Record:
     item = record["item"]
     if PurePosixPath(item).is_absolute() or ".." in PurePosixPath(item).parts or not item:
         raise ValueError(f"{item!r} is not the name of an item")
-    names = {f"{GALLERY}/{item}/{name}" for name in draw.FILES}
+    names = {f"{folder_of(item)}/{name}" for name in draw.FILES}
     if not all(file["file"] in names for file in record["files"]):
         raise ValueError(f"{item!r} has a file elsewhere")
     return {key: record[key] for key in ("item", "kind", "generation", "finished", "files", "facts", "notes")}
@@ -203,7 +268,7 @@ def alone(output: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
     Raises
     ------
-    StreamprepError
+    BusyError
         Another one is at it for longer than this.
     """
     (output / GALLERY).mkdir(exist_ok=True)
@@ -215,7 +280,7 @@ def alone(output: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise StreamprepError(f"{output / GALLERY}: another process makes pictures here") from None
+                    raise BusyError(f"{output / GALLERY}: another process makes pictures here") from None
                 time.sleep(0.1)
             except OSError:  # a file system without locks: two writers replace whole files, one after the other
                 break

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,7 @@ def overview(history: History, trends: Trends, plan: Plan) -> Overview:
         if len(items) > 1:
             made.plots.append(_throughput(times, items))
         _trends(made, items, trends)
-    made.warnings = grouped([(done.item, text) for done in items for text in done.warnings])
+    made.warnings = grouped((done.item, text) for done in items for text in done.warnings)
     try:
         made.status = last_written(history.output)
     except ConfigError:
@@ -121,7 +122,7 @@ def overview(history: History, trends: Trends, plan: Plan) -> Overview:
     return made
 
 
-def grouped(said: Sequence[tuple[str, str]], most: int = 20) -> list[tuple[str, int, str]]:
+def grouped(said: Iterable[tuple[str, str]], most: int = 20) -> list[tuple[str, int, str]]:
     """Warnings that differ in their numbers only, together: one of the texts, of how many items, the last of these.
 
     Examples
@@ -161,16 +162,15 @@ def _throughput(times: FloatArray, items: Sequence[Done]) -> str:
 
 def _trends(made: Overview, items: Sequence[Done], trends: Trends) -> None:
     """Plots over the items in the order in which they were done, and what stands out in them."""
-    kind = max({done.kind for done in items}, key=lambda kind: sum(done.kind == kind for done in items))
-    same = [(number, done) for number, done in enumerate(items, start=1) if done.kind == kind]
-    if kind == "map" or not same:
+    kind = Counter(done.kind for done in items).most_common(1)[0][0]
+    if kind == "map":
         return
     noun = NOUNS.get(kind, "items")
-    picks = np.array([_picks(done) for _, done in same], dtype=np.float64)
-    chosen = spread(len(same), MOST_MEASURED)
-    measured = trends.of([same[place][1] for place in chosen])
-    some = [same[place] for place in chosen]
-    for entries, values, title, unit in (
+    same = np.array([number for number, done in enumerate(items) if done.kind == kind], dtype=np.int32)
+    picks = np.fromiter((_picks(items[number]) for number in same), dtype=np.float64, count=len(same))
+    some = same[spread(len(same), MOST_MEASURED)]
+    measured = trends.of([items[number] for number in some])
+    for numbers, values, title, unit in (
         (same, picks, f"Particles of each of the {noun}", "particles"),
         (some, measured[:, 0], "Mean of the stored particles", "grey value"),
         (some, measured[:, 1], "Standard deviation of the stored particles", "grey value"),
@@ -185,8 +185,8 @@ def _trends(made: Overview, items: Sequence[Done], trends: Trends) -> None:
         odd = np.flatnonzero(far)[-MOST_POINTS:]
         groups: tuple[tuple[Any, Colour, str], ...] = ((usual, "other", ""), (odd, "odd", "far from the others"))
         series = [
-            Series([entries[place][0] for place in places], values[places].tolist(), colour, label, "dots",
-                   [f"{clean(entries[place][1].item)}: {number_text(float(values[place]))}" for place in places])
+            Series([int(numbers[place]) + 1 for place in places], values[places].tolist(), colour, label, "dots",
+                   [f"{clean(items[numbers[place]].item)}: {number_text(float(values[place]))}" for place in places])
             for places, colour, label in groups
             if len(places)
         ]  # fmt: skip
@@ -197,7 +197,7 @@ def _trends(made: Overview, items: Sequence[Done], trends: Trends) -> None:
             told = f"{title[0].lower()}{title[1:]}: {number_text(float(values[place]))}, median {number_text(middle)}"
             if unit == "particles":
                 told = f"{values[place]:.0f} particles, median {middle:.0f}"
-            made.odd.append(Odd(entries[place][1].item, told))
+            made.odd.append(Odd(items[numbers[place]].item, told))
     made.odd = made.odd[: 2 * MOST_ODD]
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamprep.config import Config
-from streamprep.history import History
+from streamprep.history import LOG, History
+from streamprep.ledger import LedgerError
 from streamprep.pipeline import Plan
 from streamprep.plugin_manager import Plugins
-from streamprep.report.gallery import Gallery, alone, has_room, is_there
+from streamprep.report.gallery import BusyError, Gallery, alone, has_room, is_there
 from streamprep.report.overview import Overview, Trends, overview
 from streamprep.report.page import page
 from streamprep.report.read import Reader
@@ -23,6 +24,8 @@ REPORT = "report.html"
 SHARE = 0.05
 """Most of one core that pictures take while a session runs."""
 LEAST_SECONDS = 1.0
+BUSY_SECONDS = 2.0
+"""After so long it is tried again where another process makes pictures."""
 PAGE_SECONDS = 30.0
 """The page is renewed this often where there is something new but no picture."""
 
@@ -63,16 +66,32 @@ class Maker:
         self._turn = 0
         self._next_picture = self._next_page = float("-inf")
         self._is_new = True
+        self._has_begun = self._waits = False
+        self._unreadable: tuple[int, int, int] | None = None
+        """What the log of commits was when it could not be read."""
 
     def round(self) -> float:
         """Do one thing that is due; how long to rest then [s], so that all of it takes little of a core."""
         begun = self._cpu()
-        if self._may_write():
-            with alone(self.output):
-                self._do_one_thing()
+        if self._may_write() and self._is_readable():
+            try:
+                with alone(self.output, 0.0):
+                    self._waits = False
+                    self._do_one_thing()
+            except BusyError as error:
+                if not self._waits:
+                    log.info("%s; waiting for it", error)
+                self._waits = True
+                return BUSY_SECONDS
+            except LedgerError as error:
+                self._cannot_read(error)
         return max(LEAST_SECONDS, (self._cpu() - begun) * (1 / SHARE - 1))
 
     def _do_one_thing(self) -> None:
+        self.gallery.refresh()
+        if not self._has_begun:
+            self.gallery.remove_strangers()  # what an earlier one left half done
+            self._has_begun = True
         if self._history.update():
             self._is_new = True
             return  # a long log is read in parts, with rests between
@@ -85,22 +104,42 @@ class Maker:
 
     def finish(self, seconds: float) -> None:
         """Write the report of the final state, then make what is due until the time is over, and write it again."""
-        until = self._clock() + seconds
-        if not self._may_write():
+        if not (self._may_write() and self._is_readable()):
             return
-        with alone(self.output, seconds):
-            self.catch_up()
+        try:
+            with alone(self.output, seconds):
+                self._finish(self._clock() + seconds)
+        except BusyError as error:  # of a session that goes on here, or of a person; it knows all that is committed
+            log.info("%s", error)
+        except LedgerError as error:
+            self._cannot_read(error)
+
+    def _finish(self, until: float) -> None:
+        self.gallery.refresh()
+        self.catch_up()
+        self._write()
+        made = False
+        while self._clock() < until and self._may_write() and self._make_next():
+            made = True
+        if made and self._may_write():
             self._write()
-            made = False
-            while self._clock() < until and self._may_write() and self._make_next():
-                made = True
-            if made and self._may_write():
-                self._write()
 
     def all(self, progress: Callable[[int, int], None] = lambda _, __: None) -> int:
-        """Make all that is due and the report; how many items have pictures."""
+        """Make all that is due and the report; how many items have pictures.
+
+        Raises
+        ------
+        LedgerError
+            The log of commits is of another version.
+        BusyError
+            Another process makes pictures here.
+        """
         with alone(self.output):
-            self.catch_up()
+            self.gallery.refresh()
+            try:
+                self.catch_up()
+            except LedgerError as error:
+                raise LedgerError(f"{error}; streamprep run upgrades that of an earlier version") from error
             self.gallery.remove_strangers()
             self._sum_up()
             total = len(self.gallery.due(self._odd()))
@@ -117,14 +156,23 @@ class Maker:
         while self._history.update():
             pass
 
-    def start(self) -> None:
-        """Clear away what an earlier one left half done."""
-        if is_there(self.output) and (self.output / "gallery").is_dir():
-            with alone(self.output):
-                self.gallery.remove_strangers()
-
     def _may_write(self) -> bool:
         return is_there(self.output) and has_room(self.output, self._config.session.reserve_mib)
+
+    def _is_readable(self) -> bool:
+        """Whether the log of commits could be read, or is another one than that which could not."""
+        return self._unreadable is None or self._unreadable != self._log()
+
+    def _cannot_read(self, error: LedgerError) -> None:
+        self._unreadable = self._log()
+        log.warning("no pictures until the log of commits changes: %s", error)
+
+    def _log(self) -> tuple[int, int, int]:
+        try:
+            found = (self.output / LOG).stat()
+        except OSError:
+            return 0, 0, 0
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _make_next(self) -> bool:
         """Make the pictures of one item: in turn the most urgent, which is the newest, and one of the others."""
@@ -146,8 +194,7 @@ class Maker:
     def _write(self) -> None:
         made = self._sum_up()
         self.gallery.tidy(self._odd())
-        order = {item: number for number, item in enumerate(self._history.done)}
-        records = sorted(self.gallery.records.values(), key=lambda record: -order[record["item"]])
+        records = list(self.gallery.records.values())
         name = f"{self.output.parent.name}/{self.output.name}"
         text = page(made, records, name=name, now=self._now(), most=self._config.pictures.most)
         _files.replace_whole(self.output / REPORT, [text.encode("utf-8", "replace")], durable=False)

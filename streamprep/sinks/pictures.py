@@ -1,7 +1,7 @@
-"""Starts, beside a run, the process that makes ``gallery/`` and ``report.html``; only the end of a run waits for it.
+"""Starts, beside a run, the process that makes ``gallery/`` and ``report.html``; no session waits for it.
 
 It reads what is committed and nothing else (`streamprep.report`); the daemon tells it the configuration, and when to
-finish.
+finish: once the session has let everything go, and has told its end.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from streamprep.config import Config
@@ -27,6 +30,7 @@ MOST_LINE_BYTES = 60_000
 """What a pipe takes at once, so that nobody waits for the reader."""
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 EXTRA_SECONDS = 2.0
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Host:
@@ -34,20 +38,22 @@ class Host:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.output = config.resolve(config.session.output)
         self._process: subprocess.Popen[bytes] | None = None
         self._again = float("inf")
+        self._left_out = False
 
-    def start(self) -> None:
-        """Start it; where that cannot be, a warning says so, and there are no pictures."""
+    def start(self, now: float) -> None:
+        """Start it; where that cannot be, a warning says so, and it is tried again after a while."""
         settings = {**self.config.model_dump(mode="json", exclude={"notify"}), "file": str(self.config.file)}
         line = json.dumps(settings).encode() + b"\n"
         if len(line) > MOST_LINE_BYTES:
             log.warning("no pictures are made: the configuration is larger than %d bytes", MOST_LINE_BYTES)
             return
-        folder = self.config.resolve(self.config.session.output) / ".streamprep" / "log"
+        folder = self.output / ".streamprep" / "log"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "pictures.log").open("wb") as said:
+            with (folder / "pictures.log").open("ab") as said, _blocked():
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "streamprep.report"],
                     stdin=subprocess.PIPE,
@@ -60,6 +66,8 @@ class Host:
             self._process.stdin.flush()
         except OSError as error:
             log.warning("no pictures are made: %s", error)
+            if self._process is None:
+                self._again = now + RESTART_SECONDS
 
     def look(self, now: float) -> None:
         """Say so where it ended by itself, and start it anew after a while."""
@@ -69,14 +77,17 @@ class Host:
             self._again = now + RESTART_SECONDS
         if now >= self._again:
             self._again = float("inf")
-            self.start()
+            self.start(now)
+
+    def patience(self) -> float:
+        """How long the last pictures may take [s]; 0 where none are made."""
+        there = self._process is not None and (self.output / ".streamprep").is_dir()
+        return self.config.pictures.finish_seconds if there else 0.0
 
     def finish(self, seconds: float) -> None:
         """Have it write the report of the final state, for so long at most; then it is ended."""
         if self._process is None:
             return
-        if sys.stderr.isatty() and seconds:
-            sys.stderr.write(f"drawing the last pictures, {seconds:g} s at most; Ctrl-C leaves them out\n")
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             assert self._process.stdin is not None
             self._process.stdin.write(f"finish {seconds:g}\n".encode())
@@ -86,9 +97,17 @@ class Host:
             log.warning("the report was not finished within %g s; streamprep report does it", seconds)
             self._process.kill()  # also one that was stopped
             self._process.wait()
+        elif self._left_out:
+            log.info("the last pictures were left out; streamprep report makes them")
         elif self._process.returncode:
             log.warning("the process that makes pictures ended (%s); see log/pictures.log", self._process.returncode)
         self._close()
+
+    def leave_out(self) -> None:
+        """Make no more of them. Safe in a signal handler."""
+        self._left_out = True
+        if self._process is not None:
+            self._process.kill()
 
     def _close(self) -> None:
         assert self._process is not None
@@ -98,6 +117,16 @@ class Host:
         self._process = None
 
 
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """What is started meanwhile never gets the signals that reach a whole group; this process gets them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _host: Host | None = None
 
 
@@ -105,9 +134,10 @@ _host: Host | None = None
 def run_started(config: Config) -> None:
     """Start the process."""
     global _host
+    end()
     _host = Host(config) if config.pictures.enabled else None
     if _host is not None:
-        _host.start()
+        _host.start(time.monotonic())
 
 
 @hookimpl
@@ -117,11 +147,38 @@ def snapshot_taken(snapshot: Any) -> None:  # noqa: ARG001
         _host.look(time.monotonic())
 
 
-@hookimpl
-def run_stopped(snapshot: Any) -> None:
-    """Let it finish."""
+def end() -> None:
+    """Make no more pictures, where an earlier session of this process still does."""
     global _host
     host, _host = _host, None
     if host is not None:
-        there = (Path(snapshot.output) / ".streamprep").is_dir()
-        host.finish(host.config.pictures.finish_seconds if there else 0.0)
+        host.leave_out()
+        host.finish(0.0)
+
+
+@contextlib.contextmanager
+def last_pictures() -> Iterator[float]:
+    """Yields how long the last pictures may take [s], 0 where there are none, and has them drawn when it is left.
+
+    To be called once the session holds nothing any more that others wait for. Meanwhile a signal leaves the pictures
+    out and ends nothing else; a further one ends the process at once.
+    """
+    host = _host
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if host is None or host._left_out:
+            os._exit(128 + number)
+        host.leave_out()
+
+    seconds = 0.0 if host is None else host.patience()
+    with contextlib.ExitStack() as ending:
+        ending.callback(end)
+        if seconds and threading.current_thread() is threading.main_thread():
+            for number in ENDINGS:
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):
+                    signal.signal(number, handle)
+                    ending.callback(signal.signal, number, before)
+        yield seconds
+        if host is not None:
+            host.finish(seconds)

@@ -14,6 +14,8 @@ import pytest
 from streamprep.config import load
 from streamprep.model import ConfigError
 from streamprep.plugin_manager import load_plugins
+from streamprep.report.__main__ import bounded_log
+from streamprep.report.gallery import alone
 from streamprep.sinks import pictures
 from streamprep.sinks.pictures import RESTART_SECONDS, Host
 from tests.conftest import Session
@@ -50,7 +52,7 @@ def test_pictures_can_be_turned_off(done: Path, with_pictures: Callable[[], dict
 def test_one_that_is_killed_is_a_warning_and_is_started_anew_after_a_while(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.start()
+    host.start(0.0)
     process_of(host).kill()
     process_of(host).wait()
     with caplog.at_level(logging.WARNING):
@@ -65,7 +67,7 @@ def test_one_that_is_killed_is_a_warning_and_is_started_anew_after_a_while(
 
 
 def test_one_that_was_stopped_is_not_waited_for_for_long(host: Host, done: Path) -> None:
-    host.start()
+    host.start(0.0)
     process = process_of(host)
     os.kill(process.pid, signal.SIGSTOP)
     host.look(0.0)  # as the engine does four times a second
@@ -75,7 +77,7 @@ def test_one_that_was_stopped_is_not_waited_for_for_long(host: Host, done: Path)
 
 
 def test_it_ends_when_the_line_to_the_daemon_breaks(host: Host) -> None:
-    host.start()
+    host.start(0.0)
     process = process_of(host)
     assert process.stdin is not None
     process.stdin.close()
@@ -86,10 +88,43 @@ def test_a_program_that_is_not_there_costs_the_pictures_only(
     host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    host.start()
-    host.look(0.0)
+    host.start(0.0)
+    host.look(RESTART_SECONDS - 1)
     host.finish(1.0)
-    assert "no pictures are made" in caplog.text
+    assert caplog.text.count("no pictures are made") == 1
+    assert host.patience() == 0
+    monkeypatch.undo()
+    host.look(RESTART_SECONDS)
+    assert process_of(host).poll() is None, "it is tried again"
+    host.finish(0.0)
+
+
+def test_another_maker_is_waited_for(
+    host: Host, done: Path, caplog: pytest.LogCaptureFixture, eventually: Callable[..., None]
+) -> None:
+    """As the process of an earlier run, which draws its last pictures while a new one has begun."""
+    output = done / "streamprep_out"
+    log = output / ".streamprep" / "log" / "pictures.log"
+    with alone(output):
+        host.start(0.0)
+        eventually(lambda: "waiting for it" in log.read_text())
+    host.finish(60.0)
+    assert not caplog.text
+    assert (output / "report.html").exists()
+    assert "Traceback" not in log.read_text()
+
+
+def test_its_log_is_bounded(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = done / "streamprep_out"
+    (output / ".streamprep" / "log").mkdir(exist_ok=True)
+    monkeypatch.setattr("streamprep.report.__main__.MOST_LOG_BYTES", 1000)
+    handler = bounded_log(output)
+    for number in range(100):
+        handler.emit(logging.makeLogRecord({"msg": f"picture {number} {'x' * 80}"}))
+    handler.close()
+    found = list((output / ".streamprep" / "log").glob("pictures.log*"))
+    assert sum(path.stat().st_size for path in found) <= 2000
+    assert "picture 99 " in (output / ".streamprep" / "log" / "pictures.log").read_text()
 
 
 def test_a_variable_blocks_plugins_of_every_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,8 +21,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from streamprep.cli import app
-from streamprep.history import Done, History
+from streamprep.history import LOG, Done, History
 from streamprep.hookspecs import ItemResult, Staged, StagedFile
+from streamprep.ledger import LedgerError
 from streamprep.model import ConfigError
 from streamprep.pictures import NOISE_COLOUR, PARTICLE_COLOUR
 from streamprep.plugins.extract import extract
@@ -400,6 +404,76 @@ def test_a_picture_that_cannot_be_drawn_is_tried_once_and_costs_no_other(
     assert made.all() == 3
     assert caplog.text.count("a fault of a plugin") == 1
     assert len(pictured(done)) == 3
+
+
+def test_names_of_items_do_not_collide_with_those_of_pictures(done: Path) -> None:
+    made = maker(done)
+    made.catch_up()
+    source = made._history.done["Micrographs/mic_0001"]
+    for name in ("thumb.jpg", "%thumb.jpg", ".thumb.jpg.tmp", "THUMB.JPG/x", "micrograph.jpg/ctf.svg"):
+        made._history.done[f"Micrographs/mic_0001/{name}"] = replace(source, item=f"Micrographs/mic_0001/{name}")
+    for name in ("index.json", ".lock", ".index.json.tmp"):
+        made._history.done[name] = replace(source, item=name)
+    assert made.all() == 12
+    records = json.loads((done / OUTPUT / "gallery" / "index.json").read_text())["items"]
+    files = [file["file"] for record in records for file in record["files"]]
+    assert len({name.lower() for name in files}) == len(files)
+    assert all((done / OUTPUT / name).is_file() for name in files)
+    again = maker(done)
+    assert len(again.gallery.records) == 12
+    assert again.all() == 4
+    assert len(pictured(done)) == 4
+
+
+def test_an_item_whose_pictures_cannot_be_written_costs_no_other(
+    done: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (done / OUTPUT / "gallery" / "Micrographs").mkdir(parents=True)
+    (done / OUTPUT / "gallery" / "Micrographs" / "mic_0002").write_bytes(b"in the way")
+    assert maker(done).all() == 3
+    assert caplog.text.count("Micrographs/mic_0002: no pictures") == 1
+    (done / OUTPUT / "gallery" / "Micrographs" / "mic_0002").unlink()
+    made = maker(done)
+    with monkeypatch.context() as full:
+        full.setattr(_files, "_write", _full)
+        with pytest.raises(OSError, match="No space"):
+            made.all()
+    assert made.all() == 4, "it is tried again when there is room"
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_of_another_version_is_told_once_until_it_changes(done: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = done / OUTPUT / LOG
+    whole = log.read_bytes()
+    text = b'{"of": "another version"}'
+    log.write_bytes(whole + b"%08x %b\n" % (zlib.crc32(text), text))
+    made = maker(done)
+    with pytest.raises(LedgerError, match=r"another version of streamprep.*streamprep run upgrades"):
+        maker(done).all()
+    for _ in range(3):
+        made.round()
+    made.finish(5.0)
+    assert caplog.text.count("another version of streamprep") == 1
+    assert "Traceback" not in caplog.text
+    log.write_bytes(whole)
+    made.finish(60.0)
+    assert len(pictured(done)) == 4
+
+
+def test_makers_that_take_turns_know_of_each_others_pictures(done: Path) -> None:
+    one = maker(done, "pictures.every_seconds=0")
+    one.round()
+    one.round()
+    assert len(pictured(done)) == 1
+    assert maker(done).all() == 4
+    made = {path: path.stat().st_mtime_ns for path in (done / OUTPUT / "gallery").rglob("*.jpg")}
+    one.finish(60.0)
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "none is made twice"
+    index = json.loads((done / OUTPUT / "gallery" / "index.json").read_text())
+    assert len(index["items"]) == len(pictured(done)) == 4
 
 
 def test_two_makers_keep_out_of_each_others_way(done: Path) -> None:
