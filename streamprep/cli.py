@@ -791,7 +791,9 @@ def simulate(
 
 @app.command(rich_help_panel=TRYING)
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder for the demonstration; it is emptied first.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for the demonstration; an earlier one in it is removed.")
+    ] = Path("demo"),
     micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 6,
     interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
     plain: Plain = False,

@@ -14,6 +14,8 @@ from streamprep.units import duration, size
 
 TWO_COLUMNS = 130
 """Terminals as wide as this show two columns."""
+NARROW = 52
+"""Narrower terminals see no rates of the stages: backlog and age matter more."""
 LEAST_WIDTH = 20
 BUCKET_SECONDS = 10.0
 BUCKETS = 90
@@ -102,7 +104,7 @@ def view(snapshot: Any, width: int, height: int, *, past: Past | None = None, sa
     lines = _head(snapshot, width, past)
     lines = lines[:height]
     left = height - len(lines)
-    sections = _sections(snapshot, said)
+    sections = _sections(snapshot, said, width)
     if width >= TWO_COLUMNS:
         half = (width - 3) // 2
         columns = [
@@ -309,12 +311,12 @@ def _fill(sections: Iterable[_Section], width: int, room: int) -> list[Text]:
     return lines
 
 
-def _sections(snapshot: Any, said: Sequence[str]) -> list[_Section]:
+def _sections(snapshot: Any, said: Sequence[str], width: int) -> list[_Section]:
     retry = "again: streamprep retry" if snapshot.failed else ""
     working = clean(f"{snapshot.workers} workers on {snapshot.device}")
     messages = [_Reason(Text(), Text(clean(text))) for text in reversed(said)]
     return [
-        _Section("stages", 0, 0, _stages(snapshot.stages), 6),
+        _Section("stages", 0, 0, _stages(snapshot.stages, rates=width >= NARROW), 6),
         _Section("sets", 0, 4, _sets(snapshot.rows)),
         _Section("time of each operation", 0, 7, _operations(snapshot), note="mean"),
         _Section("machine", 0, 3, _machine(snapshot), note=working),
@@ -334,17 +336,19 @@ def _sections(snapshot: Any, said: Sequence[str]) -> list[_Section]:
     ]
 
 
-def _stages(stages: Sequence[Stage]) -> list[_Row]:
+def _stages(stages: Sequence[Stage], *, rates: bool) -> list[_Row]:
     if not stages:
         return []
-    rows = [_Row(Text(f"  {'':<16}{'passed/h':>10}{'backlog':>12}   oldest", style="dim"))]
+    passed = f"{'passed/h':>10}" if rates else ""
+    gap = 12 if rates else 8
+    rows = [_Row(Text(f"  {'':<16}{passed}{'backlog':>{gap}}   oldest", style="dim"))]
     for stage in stages:
         name = f"{stage.name}, rows" if stage.name == "publishing" else stage.name
         early, late = OLD_SECONDS.get(stage.name, (600, 3600))
         old = stage.oldest_seconds
         style, mark = ("bold red", " !!") if old >= late else ("magenta", " !") if old >= early else ("", "")
-        line = Text(f"  {name:<16}{stage.per_hour:>10,.0f}")
-        line.append(f"{stage.backlog:>12,}", style="bold" if stage.backlog else "dim")
+        line = Text(f"  {name:<16}" + (f"{stage.per_hour:>10,.0f}" if rates else ""))
+        line.append(f"{stage.backlog:>{gap},}", style="bold" if stage.backlog else "dim")
         line.append(f"   {duration(old)}{mark}" if stage.backlog else "   –", style=style if stage.backlog else "dim")
         rows.append(_Row(line))
     return rows

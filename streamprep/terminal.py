@@ -209,13 +209,14 @@ class Output:
             parts.append(ENTER)
         elif size != self._size:
             parts.append("\x1b[2J")
+        below = len(lines) < (size[1] if whole else len(self._frame))
         if whole:
             self._frame, self._whole_at = [], time.monotonic() + WHOLE_SECONDS
         for row, line in enumerate(lines):
             if row >= len(self._frame) or self._frame[row] != line:
                 parts.append(f"\x1b[{row + 1};1H\x1b[0m{line}")
-        if whole:
-            parts.append("\x1b[J" if len(lines) < size[1] else "")
+        if below:  # what an earlier, longer view left there
+            parts.append(f"\x1b[{len(lines) + 1};1H\x1b[0m\x1b[J")
         with self._guard:
             if not self._drawing:
                 return

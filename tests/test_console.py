@@ -513,3 +513,24 @@ def test_a_pipe_that_another_program_made_non_blocking_loses_nothing() -> None:
     reading.join()
     os.close(reader)
     assert taken.decode().splitlines() == lines
+
+
+def test_a_view_that_becomes_shorter_leaves_nothing_of_the_longer_one() -> None:
+    frames = [["a", "b", "c", "d"], ["a", "x"]]
+    stream = io.StringIO()
+    output = Output(stream, lambda width, height: frames.pop(0))
+    output._show()
+    first = len(stream.getvalue())
+    output._show()
+    changed = stream.getvalue()[first:]
+    assert "\x1b[2;1H\x1b[0mx" in changed
+    assert changed.endswith("\x1b[3;1H\x1b[0m\x1b[J")
+
+
+def test_a_narrow_terminal_shows_backlog_and_age() -> None:
+    stages = tuple(
+        dataclasses.replace(stage, per_hour=1234567, backlog=4321, oldest_seconds=7300.0) for stage in SNAPSHOT.stages
+    )
+    lines = [line.plain for line in view(dataclasses.replace(SNAPSHOT, stages=stages), 44, 40)]
+    (waiting,) = (line for line in lines if line.strip().startswith("waiting ") and "4,321" in line)
+    assert "2 h 01 min" in waiting

@@ -127,7 +127,7 @@ class Terminal:
 
     def type(self, line: str) -> None:
         for part in line.split("&&"):
-            words = shlex.split(part)
+            words = [word.removeprefix("~/") for word in shlex.split(part)]
             if words[0] == "cd":
                 self.folder = (self.folder / words[1]).resolve(strict=True)
             elif words[0] == "mkdir":

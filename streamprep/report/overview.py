@@ -24,6 +24,10 @@ MOST_MEASURED = 2000
 """Items whose stacks are looked at for trends: evenly spread where there are more."""
 MOST_POINTS = 1000
 MOST_ODD = 12
+LEAST_TO_COMPARE = 8
+"""Of fewer items none is far from the others."""
+LEAST_DIFFERENCE = 0.1
+"""Means and deviations that differ by less than this part of the usual deviation are alike."""
 BINS = 48
 PICKS = ("coordinates/particles.star", "particles.star")
 NOUNS: Mapping[Kind, str] = {"micrograph": "micrographs", "particles": "stacks", "map": "maps"}
@@ -172,14 +176,18 @@ def _trends(made: Overview, items: Sequence[Done], trends: Trends) -> None:
     measured = trends.of([items[number] for number in some])
     for numbers, values, title, unit in (
         (same, picks, f"Particles of each of the {noun}", "particles"),
-        (some, measured[:, 0], "Mean of the stored particles", "grey value"),
-        (some, measured[:, 1], "Standard deviation of the stored particles", "grey value"),
+        (some, measured[:, 0], "Mean of all pixels of the stored particles", "grey value"),
+        (some, measured[:, 1], "Deviation of all pixels of the stored particles", "grey value"),
     ):
         known = np.isfinite(values)
         if known.sum() < 2:
             continue
         far = np.zeros(len(values), bool)
-        far[known] = outliers(values[known])
+        if known.sum() >= LEAST_TO_COMPARE:
+            far[known] = outliers(values[known])
+        if unit != "particles":  # of what is normalised, small differences do not matter
+            usual_deviation = float(np.median(measured[np.isfinite(measured[:, 1]), 1]))
+            far &= np.abs(values - np.median(values[known])) > LEAST_DIFFERENCE * usual_deviation
         usual = np.flatnonzero(known & ~far)
         usual = usual[spread(len(usual), MOST_POINTS)]
         odd = np.flatnonzero(far)[-MOST_POINTS:]

@@ -107,7 +107,8 @@ def serve(
         dashboard = Dashboard(Watch(find), config=config, overrides=overrides)
         name = socket.gethostname() if everywhere else host
         address = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
-        out(f"streamprep dashboard of {find()[0]}")
+        output, exists = find()
+        out(f"streamprep dashboard of {output}" + ("" if exists else ", which is not there yet: it is waited for"))
         out(f"  open            {address}{f'?token={token}' if made else ''}")
         if token_file is not None:
             out(f"  token           in {token_file}")

@@ -28,7 +28,7 @@ from streamprep.model import ConfigError
 from streamprep.pictures import NOISE_COLOUR, PARTICLE_COLOUR
 from streamprep.plugins.extract import extract
 from streamprep.report.gallery import alone
-from streamprep.report.overview import Overview, grouped
+from streamprep.report.overview import Overview, _trends, grouped
 from streamprep.report.page import page
 from streamprep.sinks import _files
 from streamprep.sinks.maps import MapSink
@@ -483,3 +483,21 @@ def test_two_makers_keep_out_of_each_others_way(done: Path) -> None:
         alone(done / OUTPUT, 0),
     ):
         pass
+
+
+@pytest.mark.parametrize(("count", "mean", "told"), [(30, -0.01, False), (30, -0.3, True), (6, -0.3, False)])
+def test_what_hardly_differs_and_what_few_do_is_no_alarm(done: Path, count: int, mean: float, told: bool) -> None:
+    made = maker(done)
+    made.catch_up()
+    source = made._history.done["Micrographs/mic_0001"]
+    items = [replace(source, item=f"m{number}") for number in range(count)]
+    means = np.full(count, 0.012) + np.linspace(0, 1e-3, count)
+    means[3] = mean
+
+    class Measured:
+        def of(self, some: list[Done]) -> np.ndarray:
+            return np.stack([means[: len(some)], np.full(len(some), 1.01)], axis=1)
+
+    found = Overview()
+    _trends(found, items, Measured())
+    assert ("m3" in [odd.item for odd in found.odd]) is told
