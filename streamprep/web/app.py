@@ -127,7 +127,7 @@ class Dashboard:
             "overview.html",
             hour=charts.throughput(finished, until, _HOUR) if view.daemon == "running" else None,
             whole=charts.throughput(finished, until) if longer else None,
-            newest=view.pictures[:NEWEST_PICTURES],
+            newest=pictures.for_pages(view.pictures[: 2 * NEWEST_PICTURES])[:NEWEST_PICTURES],
             short=SHORT_LIST,
         )
 
@@ -152,7 +152,7 @@ class Dashboard:
         if row.done is not None:
             with contextlib.suppress(OSError, StreamprepError):  # TimeoutError is one
                 commit = await self._reads.run(functools.partial(self.watch.commit, row.done))
-        made = [picture for picture in view.pictures if picture.item == name]
+        made = [picture for picture in pictures.for_pages(view.pictures) if picture.item == name]
         return self._page(request, "item.html", row=row, commit=commit, pictures=made)
 
     def failures(self, request: Request) -> Response:
@@ -167,11 +167,11 @@ class Dashboard:
 
     def gallery(self, request: Request) -> Response:
         """The pictures."""
-        made = self.watch.view.pictures
+        made = pictures.for_pages(self.watch.view.pictures)
         kinds = sorted({picture.kind for picture in made})
         kind = request.query_params.get("kind", "")
         if kind in kinds:
-            made = tuple(picture for picture in made if picture.kind == kind)
+            made = [picture for picture in made if picture.kind == kind]
         given = request.query_params.get("page", "")
         pages = max(1, -(-len(made) // PICTURES_ON_A_PAGE))
         number = min(pages, int(given)) if given.isascii() and given.isdigit() and 0 < len(given) < 9 else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,8 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 MOST_BYTES = 32 << 20
+SMALL = "thumb"
+"""A micrograph's picture once more, small: the report needs it, pages have the large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ def read_index(path: Path) -> tuple[Picture, ...]:
     entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("files"), list)]
     made = [picture for entry in entries for picture in _pictures(entry)]
     return tuple(sorted(made, key=lambda picture: picture.finished, reverse=True))
+
+
+def for_pages(pictures: Sequence[Picture]) -> list[Picture]:
+    """Those that pages show."""
+    return [picture for picture in pictures if picture.kind != SMALL]
 
 
 def _pictures(entry: dict[str, Any]) -> Iterator[Picture]:

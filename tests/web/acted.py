@@ -182,7 +182,7 @@ def busy(output: Path, now: float, items: int = 1604) -> Snapshot:
 
 
 def draw_pictures(
-    output: Path, items: Iterable[str], now: float, kinds: tuple[str, ...] = ("micrograph", "particles")
+    output: Path, items: Iterable[str], now: float, kinds: tuple[str, ...] = ("micrograph", "thumb", "particles")
 ) -> None:
     """A folder of pictures with its index; grey noise with discs."""
     folder = output / "gallery"

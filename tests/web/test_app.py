@@ -95,6 +95,7 @@ def test_an_item_tells_all_that_is_known_of_it(busily: Looked) -> None:
     assert [image["src"] for image in page.all("img")] == [
         f"/gallery/{name}/{kind}.jpg?v={NOW:.0f}" for kind in ("micrograph", "particles")
     ]
+    assert busily.get(f"/gallery/{name}/thumb.jpg").status == 200, "the report has it"
 
 
 def test_a_failure_comes_with_its_traceback_and_the_command_that_retries_it(busily: Looked) -> None:
