@@ -30,7 +30,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal
 
 from streamprep.joins import JobInput, Match, file_digest, join
 from streamprep.model import Identity, Kind, StreamprepError
@@ -114,60 +114,49 @@ _DISK_ERRORS = {
 }
 
 
-def _raise(error: sqlite3.Error) -> NoReturn:
-    """What SQLite says of the disk is an OSError, as from any other file."""
-    number = _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
-    if number is None:
-        raise error
-    raise OSError(number, f"{os.strerror(number)}: the ledger") from error
+def _disk_errno(error: sqlite3.Error) -> int | None:
+    """The number that any other file gives, where SQLite speaks of the disk."""
+    return _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+
+
+def _telling(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but an OSError where the disk is to blame.
+
+    No frame keeps the error that it raises: the two would hold each other, the cursor, and with it the ledger's file.
+    """
+
+    def tell(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except sqlite3.Error as error:
+            if (number := _disk_errno(error)) is None:
+                raise
+            raise OSError(number, f"{os.strerror(number)}: the ledger") from error
+
+    return tell
 
 
 class _Cursor(sqlite3.Cursor):
     """Reads and writes may both find the disk broken."""
 
-    def execute(self, *args: Any) -> Self:
-        try:
-            return super().execute(*args)
-        except sqlite3.Error as error:
-            _raise(error)
-
-    def executemany(self, *args: Any) -> Self:
-        try:
-            return super().executemany(*args)
-        except sqlite3.Error as error:
-            _raise(error)
-
-    def fetchone(self) -> Any:
-        try:
-            return super().fetchone()
-        except sqlite3.Error as error:
-            _raise(error)
-
-    def fetchmany(self, size: int | None = 1) -> list[Any]:
-        try:
-            return super().fetchmany(size)
-        except sqlite3.Error as error:
-            _raise(error)
-
-    def fetchall(self) -> list[Any]:
-        try:
-            return super().fetchall()
-        except sqlite3.Error as error:
-            _raise(error)
-
-    def __next__(self) -> Any:
-        try:
-            return super().__next__()
-        except sqlite3.Error as error:
-            _raise(error)
+    execute = _telling(sqlite3.Cursor.execute)
+    executemany = _telling(sqlite3.Cursor.executemany)
+    fetchone = _telling(sqlite3.Cursor.fetchone)
+    fetchmany = _telling(sqlite3.Cursor.fetchmany)
+    fetchall = _telling(sqlite3.Cursor.fetchall)
+    __next__ = _telling(sqlite3.Cursor.__next__)
 
 
 class _Connection(sqlite3.Connection):
     def execute(self, *args: Any) -> _Cursor:
-        return self.cursor(_Cursor).execute(*args)
+        cursor = self.cursor(_Cursor)
+        cursor.execute(*args)
+        return cursor
 
     def executemany(self, *args: Any) -> _Cursor:
-        return self.cursor(_Cursor).executemany(*args)
+        cursor = self.cursor(_Cursor)
+        cursor.executemany(*args)
+        return cursor
 
 
 JOURNAL = "commits"
@@ -321,11 +310,8 @@ class OldLedger:
             The disk is full, or failed.
         """
         path.unlink(missing_ok=True)
-        try:
-            with contextlib.closing(sqlite3.connect(path)) as target:
-                self._db.backup(target)
-        except sqlite3.Error as error:
-            _raise(error)
+        with contextlib.closing(_telling(sqlite3.connect)(path)) as target:
+            _telling(self._db.backup)(target)
 
     def schema(self) -> list[tuple[str, str, str]]:
         """Kind, name and text of each of its tables, indices and triggers, in the order in which they were made."""
