@@ -21,10 +21,11 @@ import distributed
 from streamprep.cluster import DaskExecutor
 from streamprep.committer import STATE_FOLDER
 from streamprep.config import load
+from streamprep.executors import Executor, LocalExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.simulate import Acquisition, simulate
-from streamprep.workers import Executor, LocalExecutor, TableJob, identity_at
+from streamprep.workers import TableJob, identity_at
 
 
 def cost(executor: Executor, job: TableJob, count: int) -> dict[str, float]:
@@ -67,14 +68,14 @@ def main() -> None:
         rows: list[tuple[str, dict[str, float]]] = []
         local: Any = LocalExecutor(config)
         rows.append(("local, 1 worker", cost(local, job, jobs)))
-        local.stop(wait=False)
+        local.stop()
         for workers in (1, 8):
             with distributed.LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None
             ) as cluster:
                 executor = DaskExecutor(config, plan.hash, scheduler=cluster.scheduler_address)
                 rows.append((f"Dask, {workers} workers", cost(executor.begin(config), job, jobs)))
-                executor.stop(wait=False)
+                executor.stop()
     print(f"{'':20} {'latency':>12} {'this process':>14} {'rate':>10}")
     for name, told in rows:
         print(f"{name:20} {told['latency']:9.1f} ms {told['own']:8.1f} ms/job {told['rate']:6.0f} /s")

@@ -229,7 +229,7 @@ def _session(
             from streamprep.cluster import DaskExecutor
 
             cluster = DaskExecutor(config, plan.hash, scheduler=scheduler, slurm=executor == "slurm")
-            ending.callback(cluster.stop, wait=False)
+            ending.callback(cluster.stop)
             where = {"executor": cluster.begin, "device": cluster.device}
         engine = Engine(config, plugins, plan, once=once, new_set=new_set, **where)
         console = _prepare_session(engine, plugins, style)
@@ -276,7 +276,7 @@ def _log_to(folder: Path) -> None:
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_is_not_of_the_end)
-    for name in ("streamprep", "watchdog", "pebble", "distributed"):
+    for name in ("streamprep", "watchdog", "distributed"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -30,18 +30,10 @@ from typing import Any
 
 from streamprep import __version__
 from streamprep.config import Config
+from streamprep.executors import LocalExecutor, settle
 from streamprep.model import ConfigError
 from streamprep.naming import STATE_FOLDER
-from streamprep.workers import (
-    WORKER,
-    ItemJob,
-    LocalExecutor,
-    Outcome,
-    TableJob,
-    last_running,
-    plan_in_use,
-    settle,
-)
+from streamprep.workers import WORKER, ItemJob, Outcome, TableJob, last_running, plan_in_use
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +102,7 @@ class _Pool(LocalExecutor):
 
     def plan(self, timeout: float) -> str | Outcome:
         """What plan its processes made."""
-        found: str | Outcome = self._pool.schedule(plan_in_use).result(timeout)
+        found: str | Outcome = self._pool.call(plan_in_use).result(timeout)
         return found
 
 
@@ -226,7 +218,7 @@ def _new_pool(setup: Setup, size: int) -> _Pool | str:
     if plan == setup.plan and pool is not None:
         return pool
     if pool is not None:
-        pool.stop(wait=False)
+        pool.stop()
     if isinstance(plan, Outcome):
         return plan.reason or ""
     return (
@@ -243,7 +235,7 @@ def _end_unused(key: tuple[str, bytes], pool: _Pool, folder: Path) -> None:
             if not pool.busy and (ended or time.monotonic() - pool.used > IDLE_SECONDS):
                 del _pools[key]
                 break
-    pool.stop(wait=False)
+    pool.stop()
 
 
 def _run_in(pool: _Pool, setup: Setup, job: TableJob | ItemJob, worker: Any) -> Outcome | None:
@@ -417,7 +409,7 @@ class DaskExecutor:
             self._scale(config)
             self._thread.start()
         except BaseException:
-            self.stop(wait=False)
+            self.stop()
             raise
         return self
 
@@ -632,7 +624,7 @@ class DaskExecutor:
             for task in list(self._tasks.values()):  # the former client may not have said that it lost them
                 task.remote = None
 
-    def stop(self, *, wait: bool) -> None:  # noqa: ARG002 - the engine waits for the jobs itself
+    def stop(self) -> None:
         """Let the workers go; those of SLURM are ended."""
         if self._ending.is_set():
             return

@@ -23,6 +23,7 @@ from streamprep import __version__, formats
 from streamprep.arrays import choose_backend
 from streamprep.committer import STATE_FOLDER, Committer, Result
 from streamprep.config import Config
+from streamprep.executors import Executor, LocalExecutor
 from streamprep.gpu_load import GpuLoad
 from streamprep.hookspecs import OpticsGroups
 from streamprep.ledger import FileRow, JobRow
@@ -42,7 +43,7 @@ from streamprep.snapshot import Mode, Snapshot
 from streamprep.stacks import NamedStacks
 from streamprep.viewing import Disk, View, Work, called
 from streamprep.watcher import Arrival, Watcher
-from streamprep.workers import WORKER, Executor, ItemJob, LocalExecutor, Outcome, TableJob, identity_or_none
+from streamprep.workers import WORKER, ItemJob, Outcome, TableJob, identity_or_none
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class Engine:
         if self._gpus is not None:
             self._gpus.stop()
         if self._executor is not None:
-            self._executor.stop(wait=False)
+            self._executor.stop()
         if self._run is not None:
             self._finish(self._run)
         self.ledger.close()

@@ -476,9 +476,9 @@ def run_session(config: Path, *overrides: str) -> Snapshot:
     """
     from streamprep.config import load
     from streamprep.engine import Engine
+    from streamprep.executors import InlineExecutor
     from streamprep.pipeline import resolve
     from streamprep.plugin_manager import load_plugins
-    from streamprep.workers import InlineExecutor
 
     loaded = load(config, ["session.settle_seconds=0", *overrides])
     plugins = load_plugins(block=loaded.plugins.block)

@@ -1,4 +1,4 @@
-"""Where jobs run: the job functions, and the local pool of worker processes that runs them.
+"""What a worker process does: the job functions, and what they need.
 
 A job reads its item, runs the operations, and stages finished files; it never touches a set. Only descriptions travel
 between the processes, never pixels.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import itertools
 import logging
 import multiprocessing
@@ -17,21 +16,17 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pebble import ProcessExpired, ProcessPool
 
 from streamprep import formats
 from streamprep.arrays import (
@@ -40,7 +35,6 @@ from streamprep.arrays import (
     is_of_gpu,
     keep_freed_memory,
     see_only,
-    visible_gpus,
     work_in_smaller_parts,
 )
 from streamprep.config import Config
@@ -114,13 +108,6 @@ MEMORY_SHARE = 0.9
 SMALLER_PARTS = 3
 """A job is begun anew so often when the memory of a GPU ran out, each time with parts of half the size."""
 
-READ_AHEAD_BYTES = 1 << 28
-"""Of the files of jobs that wait for a worker."""
-READ_AHEAD_STEP = 1 << 19
-"""Kernels read no more ahead at one call than a disk takes in one request."""
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 @dataclass(frozen=True, slots=True)
 class TableJob:
@@ -171,9 +158,6 @@ class Outcome:
     seconds: float = 0.0
     remarks: tuple[str, ...] = ()
     """What is odd about the files that were read; each text is told once in a session."""
-
-
-NOT_STARTED = Outcome("unstarted", "worker processes die, or hang, before they take up work", WORKER)
 
 
 @dataclass
@@ -718,200 +702,3 @@ def not_finite(pixels: npt.NDArray[Any]) -> int:
     with np.errstate(over="ignore", invalid="ignore"):
         sound = pixels.dtype.kind != "f" or np.isfinite(pixels.sum(dtype=np.result_type(pixels.dtype, np.float32)))
     return 0 if sound else int(pixels.size - np.isfinite(pixels).sum())
-
-
-class Executor(Protocol):
-    """Runs jobs somewhere."""
-
-    @property
-    def size(self) -> int:
-        """How many run at a time."""
-
-    @property
-    def wanted(self) -> int:
-        """As many as should be handed in where ``size`` is less, so that there will be workers for them."""
-
-    @property
-    def troubles(self) -> Sequence[str]:
-        """What is wrong with the workers now, for people."""
-
-    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
-        """Start a job, or queue it."""
-
-    def cancel(self, job: Future[Outcome]) -> None:
-        """Stop a job, as far as that is possible; its outcome, which comes all the same, is of no interest."""
-
-    def check(self) -> None:
-        """Look after the workers; called often."""
-
-    def drain(self) -> None:
-        """No more jobs will come: give those back that no worker has, and none may ever take."""
-
-    def stop(self, *, wait: bool) -> None:
-        """End the workers; with ``wait`` after the jobs that they have."""
-
-
-class InlineExecutor:
-    """Runs each job in this process, at once. For tests, and for debugging an operation with a debugger."""
-
-    size = wanted = 1
-    troubles = ()
-
-    def __init__(self, config: Config) -> None:
-        initialize(config, die_with_parent=False)
-
-    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
-        """Run a job."""
-        future: Future[Outcome] = Future()
-        future.set_result(run_job(job))
-        return future
-
-    def cancel(self, job: Future[Outcome]) -> None:
-        """Nothing to stop: it is done."""
-
-    def check(self) -> None:
-        """Nothing to look after."""
-
-    def drain(self) -> None:
-        """Nothing to give back."""
-
-    def stop(self, *, wait: bool) -> None:
-        """Nothing to end."""
-
-
-class LocalExecutor:
-    """Worker processes on this machine. One that dies or hangs costs its own job only."""
-
-    wanted = 1
-    troubles = ()
-
-    def __init__(
-        self, config: Config, *, environ: Mapping[str, str] | None = None, slots_in: Path | None = None
-    ) -> None:
-        backend = choose_backend(config.session.device)
-        cores = len(os.sched_getaffinity(0))
-        self._gpus = visible_gpus() if backend.name == "gpu" else ()
-        self.size = config.session.workers or len(self._gpus) or cores
-        self._config, self._slots_in = config, slots_in
-        self._timeout = config.session.job_timeout_seconds
-        self._start_timeout = config.session.start_timeout_seconds
-        threads = str(max(1, cores // self.size))
-        for variable in THREAD_VARIABLES:
-            if variable not in (environ or os.environ):
-                os.environ[variable] = threads  # inherited by the workers; the daemon itself computes nothing
-        self._pool = self._new_pool()
-        self._handed_in: dict[Future[Outcome], Future[Outcome]] = {}
-        self._nothing_since: float | None = None
-
-    def _new_pool(self) -> Any:
-        return ProcessPool(
-            max_workers=self.size,
-            initializer=functools.partial(initialize, gpus=self._gpus, slots=self.size, slots_in=self._slots_in),
-            initargs=(self._config,),
-            context=multiprocessing.get_context("spawn"),
-        )
-
-    def submit(self, job: TableJob | ItemJob) -> Future[Outcome]:
-        """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
-        made: Future[Outcome] = Future()
-        if isinstance(job, ItemJob):  # where the file's storage hangs, only this thread waits
-            threading.Thread(target=read_ahead, args=(job.item.path,), daemon=True).start()
-        try:
-            inner = self._schedule(job)
-        except (OSError, RuntimeError) as error:
-            said = f"worker processes cannot be started with {sys.executable}: {error}"
-            made.set_result(Outcome("unstarted", said, WORKER))
-            return made
-        folder = job.folder if isinstance(job, ItemJob) else None
-
-        def lost(said: str) -> Outcome:
-            operation = last_running(folder) if folder is not None else None
-            return Outcome("lost", said if operation is None else f"{operation}: {said}", operation or WORKER)
-
-        def translate(done: Future[Outcome]) -> None:
-            try:
-                outcome = done.result()
-            except TimeoutError:
-                outcome = lost(f"took longer than job_timeout_seconds = {self._timeout:g}; its worker was stopped")
-            except ProcessExpired as error:
-                outcome = lost(f"its worker process died ({_exit_text(error.exitcode)})")
-            except (BrokenProcessPool, CancelledError):
-                outcome = NOT_STARTED
-            except BaseException as error:
-                outcome = lost(f"{type(error).__name__}: {error}")
-            settle(made, outcome)
-
-        inner.add_done_callback(translate)
-        self._handed_in[inner] = made
-        return made
-
-    def _schedule(self, job: TableJob | ItemJob) -> Future[Outcome]:
-        try:
-            return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
-        except (OSError, RuntimeError):  # the pool broke down, or could not begin
-            self._give_up_pool()
-            return self._pool.schedule(run_job, args=(job,), timeout=self._timeout)  # type: ignore[no-any-return]
-
-    def cancel(self, job: Future[Outcome]) -> None:
-        """Stop the worker that has a job."""
-        for inner in [inner for inner, made in self._handed_in.items() if made is job]:
-            inner.cancel()
-
-    def check(self) -> None:
-        """Stop the workers when they take up nothing for a long time: they hang before any job.
-
-        pebble watches over the jobs that a worker has, but not over a worker that never gets ready to take one.
-        """
-        self._handed_in = {inner: made for inner, made in self._handed_in.items() if not inner.done()}
-        if not self._handed_in or any(inner.running() for inner in self._handed_in):
-            self._nothing_since = None
-        elif self._nothing_since is None:
-            self._nothing_since = time.monotonic()
-        elif time.monotonic() - self._nothing_since > self._start_timeout:
-            log.error("no worker process got ready within start_timeout_seconds = %g", self._start_timeout)
-            self._give_up_pool()
-
-    def drain(self) -> None:
-        """Nothing to give back: workers that die are replaced, so each job will be taken up."""
-
-    def _give_up_pool(self) -> None:
-        """Stop the workers and make new ones; what they had not finished was not begun, as far as we know."""
-        self._nothing_since = None
-        with contextlib.suppress(OSError, RuntimeError):
-            self._pool.stop()
-            self._pool.join(timeout=10)
-        for made in self._handed_in.values():  # pebble may leave the jobs of a stopped pool as they are
-            settle(made, NOT_STARTED)
-        self._handed_in = {}
-        self._pool = self._new_pool()
-
-    def stop(self, *, wait: bool) -> None:
-        """End the workers."""
-        if wait:
-            self._pool.close()
-        else:
-            self._pool.stop()
-        self._pool.join(timeout=10)
-
-
-def read_ahead(path: Path) -> None:
-    """Ask the kernel to read a file while the workers are at others; it takes no more than a little of it at a time."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        size = min(os.fstat(file.fileno()).st_size, READ_AHEAD_BYTES)
-        for start in range(0, size, READ_AHEAD_STEP):
-            os.posix_fadvise(file.fileno(), start, READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
-
-
-def settle(future: Future[Outcome], outcome: Outcome) -> None:
-    """Give a job its outcome, unless it has one."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(outcome)
-
-
-def _exit_text(code: int | None) -> str:
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"

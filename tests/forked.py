@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import streamprep.plugins
 import streamprep.sinks
-from streamprep import workers
+from streamprep import executors, process_pool, workers
 from streamprep.cli import main
 
 _leaves = [
@@ -120,14 +120,12 @@ def _run(arguments: Sequence[str], folder: Path, environ: dict[str, str], stream
 def fork_workers() -> None:
     """Let this process, which is a fork of the server, have its workers made by the server, too."""
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # it runs
-    workers.multiprocessing = _Multiprocessing()  # type: ignore[assignment]
-    workers.initialize = _Initialize()  # type: ignore[assignment]
+    process_pool.multiprocessing = _Multiprocessing()  # type: ignore[assignment]
+    executors.initialize = _Initialize()  # type: ignore[assignment]
 
 
 class _Multiprocessing:
-    """What workers.py needs of multiprocessing, with processes from the server."""
-
-    parent_process = staticmethod(multiprocessing.parent_process)
+    """What process_pool.py needs of multiprocessing, with processes from the server."""
 
     @staticmethod
     def get_context(method: str) -> Any:

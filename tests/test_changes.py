@@ -19,11 +19,11 @@ from streamprep import hookimpl, workers
 from streamprep.config import load
 from streamprep.console import Console
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import ConfigError, Coordinates, Entry, Item
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table, rows_of
 

@@ -25,11 +25,12 @@ from streamprep.cluster import DaskExecutor, Refusal, Setup, run_on_worker
 from streamprep.committer import STATE_FOLDER
 from streamprep.config import Config, load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import ConfigError, Item
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor, ItemJob, Outcome, identity_at, plan_in_use
+from streamprep.workers import ItemJob, Outcome, identity_at, plan_in_use
 from tests.conftest import Session
 from tests.outputs import check_invariants, same_results
 
@@ -256,7 +257,7 @@ def test_jobs_for_a_gpu_go_to_workers_that_announce_one(
         0,
         (f"no workers with a GPU are connected to {found.scheduler_address}; jobs wait",),
     )
-    executor.stop(wait=False)
+    executor.stop()
 
     (spec,) = found.new_worker_spec().values()
     found.worker_spec["gpu"] = {**spec, "options": {**spec["options"], "nthreads": 4, "resources": {"GPU": 1}}}
@@ -303,7 +304,7 @@ def test_workers_with_another_plan_end_the_start_with_both_named(session: Sessio
         with pytest.raises(ConfigError, match=f"its plan is {plan}, that of the session 0123456789"):
             executor.begin(config)
     finally:
-        executor.stop(wait=False)
+        executor.stop()
 
 
 def test_a_worker_of_another_version_refuses_and_names_both(in_process: Cluster) -> None:

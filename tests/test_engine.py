@@ -6,12 +6,12 @@ import errno
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pebble import ProcessPool
 
 from streamprep import committer as committer_module
 from streamprep import engine as engine_module
@@ -19,13 +19,14 @@ from streamprep import hookimpl
 from streamprep.committer import Committer, Result
 from streamprep.config import Config, load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine
+from streamprep.executors import Executor, InlineExecutor
 from streamprep.model import ConfigError, OutputError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.session import find_output, make_sources
 from streamprep.sinks import _files
 from streamprep.viewing import Disk
-from streamprep.workers import Executor, InlineExecutor, ItemJob, Outcome, TableJob, run_job
+from streamprep.workers import ItemJob, Outcome, TableJob, run_job
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
 from tests.reliability.pausing import Clock, Instant
@@ -368,10 +369,10 @@ def test_rows_lost_behind_our_back_end_the_session(session: Session, make: Calla
 def test_workers_that_cannot_be_started_are_told_and_are_no_full_disk(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Any, *args: Any, **options: Any) -> None:
+    def refuse(self: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(ProcessPool, "schedule", refuse)
+    monkeypatch.setattr(SpawnProcess, "start", refuse)
     overrides = ["session.device=cpu", "session.settle_seconds=0", "session.stop_after_failures=2"]
     config, plugins, spy = load(session.config, overrides), load_plugins(environ={}), Spy()
     plugins.manager.register(spy)

@@ -18,12 +18,12 @@ from streamprep import Params, hookspecs, operation, workers
 from streamprep.cli import app
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.hook_reference import DATA, PARTS, Hook, fields, hooks
 from streamprep.hookspecs import OPERATION_HOOKS, OperationInfo
 from streamprep.model import ConfigError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
-from streamprep.workers import InlineExecutor
 from tests import every_hook
 
 HOOKS = hooks()

@@ -13,11 +13,12 @@ import pytest
 
 from streamprep import formats, workers
 from streamprep.config import load
+from streamprep.executors import read_ahead
 from streamprep.hookspecs import ItemResult, Sink, Staged
 from streamprep.joins import JobInput
 from streamprep.model import Ctf, Image, InputError, Item
 from streamprep.sinks import _stacks
-from streamprep.workers import ItemJob, identity_at, initialize, micrograph_pixels, read_ahead, run_job
+from streamprep.workers import ItemJob, identity_at, initialize, micrograph_pixels, run_job
 from tests.conftest import Session
 
 

@@ -26,6 +26,7 @@ import pytest
 from streamprep import journal, ledger_upgrade
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.formats.checksum import crc32
 from streamprep.ledger import SCHEMA, SCHEMA_VERSION, DamagedLedgerError, Ledger, LedgerError, OldLedger, OldLedgerError
 from streamprep.ledger_upgrade import MIGRATIONS, upgrade
@@ -35,7 +36,6 @@ from streamprep.plugin_manager import load_plugins
 from streamprep.repair import repair
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.outputs import check_invariants, rows_of
 

@@ -11,6 +11,7 @@ import pytest
 
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.formats import mrc, mrc_output
 from streamprep.hookspecs import hookimpl
 from streamprep.pipeline import resolve
@@ -18,7 +19,6 @@ from streamprep.plugin_manager import load_plugins
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
 from streamprep.testing import tiny_map
-from streamprep.workers import InlineExecutor
 from tests.outputs import check_invariants
 
 

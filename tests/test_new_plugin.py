@@ -16,13 +16,13 @@ from streamprep.apply import apply
 from streamprep.cli import app
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import ConfigError
 from streamprep.new_plugin import LONGEST, STARTS, new_plugin
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, simulate
 from streamprep.templates import list_operations
-from streamprep.workers import InlineExecutor
 from tests.conftest import ROOT
 from tests.packages import install, run, run_tests
 

@@ -27,6 +27,7 @@ from streamprep import notify
 from streamprep.cli import app
 from streamprep.config import Config, NotifySection, load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import ConfigError, OutputError
 from streamprep.notify.conditions import GAP_SECONDS, Watch
 from streamprep.notify.delivery import (
@@ -42,7 +43,6 @@ from streamprep.notify.wording import LONGEST, Message, Messenger
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.test_console import SNAPSHOT
 

@@ -15,12 +15,12 @@ import pytest
 
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.repair import repair
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor
 from tests.conftest import ROOT
 from tests.outputs import check_invariants, rows_of
 

@@ -15,6 +15,7 @@ import pytest
 from streamprep import journal
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.formats import mrc_output
 from streamprep.ledger import LedgerError
 from streamprep.model import ConfigError
@@ -24,7 +25,6 @@ from streamprep.repair import Repaired, repair
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
 from streamprep.testing import tiny_map
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.outputs import check_invariants, images_of
 

@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from tests.conftest import Process, Session
 from tests.outputs import check_invariants, images_of, read_table, rows_of
+from tests.procfs import children_of
 
 Wait = Callable[..., None]
 
@@ -287,7 +288,7 @@ def test_workers_end_with_the_daemon(session: Session, eventually: Wait, stopped
     process = session.start(fork=False)
     stopped.append(process)
     eventually(lambda: (session.output / "particles.star").exists())
-    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = children_of(process.pid)
     assert workers
     process.kill()
     eventually(lambda: not any(_alive(pid) for pid in workers), 10)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from streamprep.cli import app
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import ConfigError
 from streamprep.pipeline import Plan, resolve
 from streamprep.plugin_manager import load_plugins
@@ -19,7 +20,6 @@ from streamprep.repair import repair
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
 from streamprep.upgrading import continue_with, other_versions
-from streamprep.workers import InlineExecutor
 from tests.outputs import check_invariants, rows_of
 
 PLUGINS = load_plugins(environ={"STREAMPREP_LOAD_PLUGINS": ""})

@@ -12,11 +12,11 @@ import pytest
 from streamprep import committer, hookimpl
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.snapshot import RATE_WINDOW_SECONDS, Rate, Snapshot, Stage
 from streamprep.viewing import DISK_LEAST_SECONDS, Disk
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 
 NOW = 1.7e9

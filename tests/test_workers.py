@@ -13,10 +13,11 @@ import pytest
 from streamprep import hookimpl, workers
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.hookspecs import Staged, StoredStack
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
-from streamprep.workers import InlineExecutor, take_slot
+from streamprep.workers import take_slot
 from tests.conftest import Session
 from tests.outputs import check_invariants
 

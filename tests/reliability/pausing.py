@@ -16,9 +16,9 @@ from typing import Any
 from streamprep import hookimpl
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
-from streamprep.workers import InlineExecutor
 
 PAUSES = 3
 """The disk is mended after so many."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from streamprep.formats import mrc_output
 from tests.outputs import check_invariants, read_table
+from tests.procfs import children_of
 
 SIZE_PX, BOX_PX = 64, 8
 AHEAD = 1000
@@ -134,10 +135,8 @@ class Daemon:
     def sample(self, done: int) -> Sample:
         """Memory and descriptors now."""
         main = self.process.pid
-        workers = [int(child) for child in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
-        return Sample(
-            done, resident_mb(main), sum(map(resident_mb, workers)), len(list(Path(f"/proc/{main}/fd").iterdir()))
-        )
+        descriptors = len(list(Path(f"/proc/{main}/fd").iterdir()))
+        return Sample(done, resident_mb(main), sum(map(resident_mb, children_of(main))), descriptors)
 
     def end(self, number: signal.Signals) -> None:
         """End it by a signal, and wait."""

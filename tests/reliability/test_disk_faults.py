@@ -24,11 +24,12 @@ import pytest
 
 from streamprep.config import load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine
+from streamprep.executors import InlineExecutor
 from streamprep.model import OutputError
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.sinks import _files
-from streamprep.workers import InlineExecutor, ItemJob, Outcome
+from streamprep.workers import ItemJob, Outcome
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table, same_results
 from tests.reliability import pausing

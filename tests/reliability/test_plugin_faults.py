@@ -13,11 +13,12 @@ import pytest
 from streamprep import arrays, hookimpl, workers
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
-from streamprep.workers import InlineExecutor
 from tests.conftest import Session
 from tests.outputs import check_invariants, read_table
+from tests.procfs import children_of
 from tests.reliability import crowd
 from tests.reliability.conftest import LONG
 from tests.reliability.test_watch_faults import same_pixels
@@ -71,12 +72,11 @@ def test_the_kernel_is_told_to_kill_a_worker_before_the_daemon(
     process = fresh.start("--set", "session.settle_seconds=0.1", fork=False)
     stopped.append(process)
     eventually((fresh.output / "particles.star").exists, 60)
-    below = [int(text) for text in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
     def readiness(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
-    assert max(map(readiness, below)) > readiness(process.pid)
+    assert max(map(readiness, children_of(process.pid))) > readiness(process.pid)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 
 from streamprep.config import load
 from streamprep.engine import Engine
+from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.report.process import Maker
 from streamprep.simulate import Acquisition, simulate
 from streamprep.snapshot import Snapshot
-from streamprep.workers import InlineExecutor
 
 ACQUISITION = Acquisition(micrographs=3, size_px=320, particles=6, box_size_px=48, seed=7)
 
