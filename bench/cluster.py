@@ -71,7 +71,7 @@ def main() -> None:
         local.stop()
         for workers in (1, 8):
             with distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None
+                n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
             ) as cluster:
                 executor = DaskExecutor(config, plan.hash, scheduler=cluster.scheduler_address)
                 rows.append((f"Dask, {workers} workers", cost(executor.begin(config), job, jobs)))
