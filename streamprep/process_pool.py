@@ -166,7 +166,7 @@ class ProcessPool:
 
     def _begin(self) -> None:
         """Start as many processes as there is work for."""
-        if time.monotonic() < self._not_before:
+        if self._processes and time.monotonic() < self._not_before:
             return
         with self._lock:
             waiting = len(self._waiting)
@@ -233,7 +233,7 @@ class ProcessPool:
             until.append(now + LOOK_SECONDS)
             if call.timeout_seconds is not None:
                 until.append(since + call.timeout_seconds)
-        if self._waiting and self._not_before > now:
+        if self._waiting and self._processes and self._not_before > now:
             until.append(self._not_before)
         return max(0.0, min(until) - now) if until else None
 

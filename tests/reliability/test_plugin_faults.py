@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,9 @@ from streamprep.engine import Engine
 from streamprep.executors import InlineExecutor
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
-from tests.conftest import Session
-from tests.outputs import check_invariants, read_table
+from streamprep.simulate import Acquisition, simulate
+from tests.conftest import Process, Session
+from tests.outputs import check_invariants, read_table, same_results
 from tests.procfs import children_of
 from tests.reliability import crowd
 from tests.reliability.conftest import LONG
@@ -77,6 +82,43 @@ def test_the_kernel_is_told_to_kill_a_worker_before_the_daemon(
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
     assert max(map(readiness, children_of(process.pid))) > readiness(process.pid)
+
+
+@pytest.mark.case(28)
+@pytest.mark.slow
+def test_workers_killed_at_any_moment_cost_their_jobs_an_attempt_and_nothing_else(
+    tmp_path: Path, stopped: list[Process], eventually: Wait
+) -> None:
+    """One of two is killed again and again, while it starts, works, answers or waits; the sets become the same."""
+    sessions = Session(tmp_path / "left alone"), Session(tmp_path / "session")
+    for each in sessions:
+        simulate(each.folder, Acquisition(micrographs=16, size_px=256, particles=5, box_size_px=32, seed=7))
+    left_alone, session = sessions
+    assert left_alone.once().returncode == 0
+    session.edit("[session]\n", "[session]\nworkers = 2\nmax_attempts = 1000\nstop_after_failures = 1000\n")
+    process = session.start(fork=False)
+    stopped.append(process)
+    moments, killed = random.Random(1), set[int]()
+
+    def done() -> int:
+        return len(list(session.output.glob("particles/**/*.mrcs")))
+
+    def kill() -> bool:
+        workers = children_of(process.pid)
+        if workers:
+            killed.add(worker := moments.choice(workers))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        time.sleep(moments.uniform(0.0, 1.5))
+        return done() == 16 or len(killed) == (60 if LONG else 8)
+
+    eventually(kill, 100.0)
+    eventually(lambda: done() == 16, 100.0)
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert len(killed) >= 4
+    check_invariants(session.output)
+    same_results(session.output, left_alone.output)
 
 
 @pytest.fixture
