@@ -373,11 +373,9 @@ def _sets(rows: Mapping[str, int]) -> list[_Row]:
 
 def _machine(snapshot: Any) -> list[_Row]:
     free, total = snapshot.disk_free_bytes, snapshot.disk_total_bytes
-    said = f"{size(free)} free"
+    said = f"{size(free)} free of {size(total)}" if total else "it does not tell its space"
     soon = snapshot.disk_full_seconds
-    low = free < 2 * snapshot.disk_reserve_bytes or (soon is not None and soon < 3600)
-    if total:
-        said += f" of {size(total)}"
+    low = (total > 0 and free < 2 * snapshot.disk_reserve_bytes) or (soon is not None and soon < 3600)
     if soon is not None and soon < 30 * 86400:
         said += f", full in {brief(soon)}{' !' if low else ''}"
     rows: list[_Row] = [_Bar(Text(f"disk\n{said}"), 1 - free / total if total else 0.0, 8, "red" if low else "cyan")]

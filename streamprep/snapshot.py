@@ -94,6 +94,7 @@ class Snapshot:
     recent_warnings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What operations warned of, the newest items first: the item, the warnings."""
     disk_total_bytes: int = 0
+    """0 where the disk does not tell its space."""
     disk_reserve_bytes: int = 0
     """Below this much free space the session pauses."""
     disk_full_seconds: float | None = None

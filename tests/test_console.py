@@ -108,6 +108,12 @@ def test_each_row_is_laid_out_a_few_times_at_most(monkeypatch: pytest.MonkeyPatc
     assert max(Counter(laid_out).values()) <= 2
 
 
+def test_a_disk_that_does_not_tell_its_space_is_not_shown_as_full() -> None:
+    text = drawn(dataclasses.replace(SNAPSHOT, disk_total_bytes=0, disk_free_bytes=0, disk_reserve_bytes=1 << 30))
+    assert "it does not tell its space" in text
+    assert "0 B" not in text
+
+
 def test_what_waits_for_the_same_is_told_together() -> None:
     waits = [(f"Micrographs/mic_{index}", "waits for ctf", 60.0 * index) for index in range(7)]
     text = drawn(dataclasses.replace(SNAPSHOT, waiting=(("a", "odd", 3.0), *waits), waiting_count=90))
