@@ -114,6 +114,16 @@ def test_a_disk_that_does_not_tell_its_space_is_not_shown_as_full() -> None:
     assert "0 B" not in text
 
 
+def test_names_in_the_log_neither_steer_a_terminal_nor_forge_a_line(empty_session: Session) -> None:
+    name = b"bad\xff\x1b[2J\n2026-01-01 00:00:00,000 ERROR forged.mrc"
+    (empty_session.folder / "Micrographs" / os.fsdecode(name)).write_bytes(b"nothing")
+    empty_session.once("--set", "session.incomplete_seconds=0.1")
+    text = (empty_session.output / ".streamprep" / "log" / "streamprep.log").read_text()
+    assert "bad\\udcff" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("2026-01-01 00:00:00") for line in text.splitlines())
+
+
 def test_what_waits_for_the_same_is_told_together() -> None:
     waits = [(f"Micrographs/mic_{index}", "waits for ctf", 60.0 * index) for index in range(7)]
     text = drawn(dataclasses.replace(SNAPSHOT, waiting=(("a", "odd", 3.0), *waits), waiting_count=90))
