@@ -266,6 +266,8 @@ def _is_not_of_the_end(record: logging.LogRecord) -> bool:
 
 
 def _log_to(folder: Path) -> None:
+    from streamprep.snapshot import LogForm
+
     folder.mkdir(parents=True, exist_ok=True)
     handler = _Log(
         folder / "streamprep.log",
@@ -274,7 +276,7 @@ def _log_to(folder: Path) -> None:
         encoding="utf-8",
         errors="backslashreplace",
     )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogForm("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_is_not_of_the_end)
     for name in ("streamprep", "watchdog", "distributed"):
         logger = logging.getLogger(name)

@@ -283,25 +283,23 @@ def _fill(sections: Iterable[_Section], width: int, room: int) -> list[Text]:
     shown = [section for section in sections if section.rows]
     ranked = sorted(shown, key=lambda section: section.rank)
     rows: dict[int, int] = {}
-
-    def height() -> int:
-        return sum(len(section.lines(width, rows[id(section)])) for section in shown if id(section) in rows)
-
+    spare = room
     for section in ranked:
-        rows[id(section)] = min(section.least, len(section.rows))
-        if height() > room:
-            del rows[id(section)]
-    growing = True
+        least = min(section.least, len(section.rows))
+        needed = 1 + sum(len(row.lines(width)) for row in section.rows[:least])
+        if needed <= spare:
+            rows[id(section)] = least
+            spare -= needed
+    growing = [section for section in ranked if id(section) in rows]
     while growing:
-        growing = False
-        for section in ranked:
-            if id(section) in rows and rows[id(section)] < len(section.rows):
+        for section in growing.copy():
+            more = section.rows[rows[id(section)] :][:1]
+            needed = sum(len(row.lines(width)) for row in more)
+            if more and needed <= spare:
                 rows[id(section)] += 1
-                if height() > room:
-                    rows[id(section)] -= 1
-                else:
-                    growing = True
-    spare = room - height()
+                spare -= needed
+            else:  # the room gets only less
+                growing.remove(section)
     lines: list[Text] = []
     for section in (section for section in shown if id(section) in rows):
         if lines and spare > 0:
@@ -375,11 +373,9 @@ def _sets(rows: Mapping[str, int]) -> list[_Row]:
 
 def _machine(snapshot: Any) -> list[_Row]:
     free, total = snapshot.disk_free_bytes, snapshot.disk_total_bytes
-    said = f"{size(free)} free"
+    said = f"{size(free)} free of {size(total)}" if total else "it does not tell its space"
     soon = snapshot.disk_full_seconds
-    low = free < 2 * snapshot.disk_reserve_bytes or (soon is not None and soon < 3600)
-    if total:
-        said += f" of {size(total)}"
+    low = (total > 0 and free < 2 * snapshot.disk_reserve_bytes) or (soon is not None and soon < 3600)
     if soon is not None and soon < 30 * 86400:
         said += f", full in {brief(soon)}{' !' if low else ''}"
     rows: list[_Row] = [_Bar(Text(f"disk\n{said}"), 1 - free / total if total else 0.0, 8, "red" if low else "cyan")]

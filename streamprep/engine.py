@@ -809,7 +809,12 @@ class Engine:
         return self._clock() < self._paused_until and not last_try
 
     def _disk_is_full(self) -> bool:
-        (_, free), reserve = self._disk.usage(), self._disk.reserve_bytes
+        reserve = self._disk.reserve_bytes
+        try:
+            _, free = self._disk.usage()
+        except OSError as error:
+            self._pause(error)
+            return True
         if free < reserve:
             said = f"{free >> 20} MiB free, the reserve is {reserve >> 20} MiB (reserve_mib)"
             self._pause(OSError(errno.ENOSPC, said))

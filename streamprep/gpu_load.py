@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from streamprep.snapshot import Gpu
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
+OLD_SECONDS = 10.0
+"""An answer of the driver is shown for so long."""
+AGAIN_SECONDS = 60.0
+"""After so long a driver that failed is asked again."""
 
 
 def ask_driver(addresses: Sequence[str]) -> Callable[[], tuple[Gpu, ...]]:
@@ -61,13 +66,23 @@ class GpuLoad:
     ----------
     addresses
         Finds out where the GPUs are on the PCI bus; called in that thread, too.
+    clock
+        Monotonic clock.
     """
 
-    def __init__(self, addresses: Callable[[], Sequence[str]] = gpu_addresses) -> None:
-        self._addresses = addresses
+    def __init__(
+        self, addresses: Callable[[], Sequence[str]] = gpu_addresses, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._addresses, self._clock = addresses, clock
         self._ended = threading.Event()
-        self.gpus: tuple[Gpu, ...] = ()
+        self._answer: tuple[float, tuple[Gpu, ...]] = (0.0, ())
+        """The last one, and when it came."""
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
         """The last answer; none where that is old."""
+        when, gpus = self._answer
+        return gpus if self._clock() - when <= OLD_SECONDS else ()
 
     def start(self) -> None:
         """Begin to ask."""
@@ -78,11 +93,19 @@ class GpuLoad:
         self._ended.set()
 
     def _ask(self) -> None:
-        try:
-            look = ask_driver(self._addresses())
-            while not self._ended.is_set():
-                self.gpus = look()
-                self._ended.wait(EVERY_SECONDS)
-        except Exception as error:
-            self.gpus = ()
-            log.info("how busy the GPUs are is not known: %s: %s", type(error).__name__, error)
+        said = ""
+        while not self._ended.is_set():
+            try:
+                look = ask_driver(self._addresses())
+                while not self._ended.is_set():
+                    self._answer = self._clock(), look()
+                    self._ended.wait(EVERY_SECONDS)
+            except Exception as error:
+                self._answer = (0.0, ())
+                why = f"{type(error).__name__}: {error}"
+                if why != said:  # it would come again each minute
+                    log.info("how busy the GPUs are is not known: %s", why)
+                said = why
+                if isinstance(error, ImportError):
+                    return
+                self._ended.wait(AGAIN_SECONDS)

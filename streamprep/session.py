@@ -215,9 +215,9 @@ def choose_output(config: Config, plan: Plan, *, new_set: bool = False) -> tuple
         return folder, True
     if folder != wanted and not new_set:
         raise ConfigError(
-            f"{wanted} holds results of another plan (operations, parameters, optics or versions differ). Give the "
-            "former configuration to continue it, or --new-set to process everything again into "
-            f"{folder.name} beside it"
+            f"{wanted} holds results of another plan (operations, parameters, optics or versions differ). Where "
+            "versions alone differ, streamprep upgrade --yes continues it; else give the former configuration to "
+            f"continue it, or --new-set to process everything again into {folder.name} beside it"
         )
     strangers = [name for name in RESULTS if (folder / name).exists()]
     if strangers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class Snapshot:
     recent_warnings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What operations warned of, the newest items first: the item, the warnings."""
     disk_total_bytes: int = 0
+    """0 where the disk does not tell its space."""
     disk_reserve_bytes: int = 0
     """Below this much free space the session pauses."""
     disk_full_seconds: float | None = None
@@ -119,6 +121,23 @@ def rows_of_sets(tables: Mapping[str, int]) -> dict[str, int]:
 def clean(text: object) -> str:
     """Text from outside, on one line and without control characters, for a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
+
+
+class LogForm(logging.Formatter):
+    """Lines of a log file: text from outside cannot steer the terminal that shows it, nor pass for a further line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record; all but its first line are indented."""
+        text = super().format(record).replace("\n", "\n  ")
+        return "".join(
+            char if char.isprintable() or char == "\n" or _is_byte(char) else "\N{REPLACEMENT CHARACTER}"
+            for char in text
+        )
+
+
+def _is_byte(char: str) -> bool:
+    """Whether it stands for a byte of a name that is no text; the file has its number."""
+    return "\udc80" <= char <= "\udcff"
 
 
 def unmatched_text(kind: str, name: str) -> str:

@@ -49,11 +49,14 @@ class Disk:
     """When its free space was looked at in the last minutes, and how much there was."""
 
     def usage(self) -> tuple[int, int]:
-        """Total and free space [bytes]; 0 where it cannot be told."""
-        try:
-            found = shutil.disk_usage(self.output)
-        except OSError:
-            return 0, 0
+        """Total and free space [bytes].
+
+        Raises
+        ------
+        OSError
+            It cannot be told.
+        """
+        found = shutil.disk_usage(self.output)
         return found.total, found.free
 
     def full_in(self, now: float, free: int) -> float | None:
@@ -175,7 +178,11 @@ class View:
         missing, behind = self._measure()
         views = self._views
         per_hour = self._committed.per_hour(clock, self._began)
-        total, free = self._disk.usage()
+        try:
+            total, free = self._disk.usage()
+            full_in = self._disk.full_in(clock, free)
+        except OSError:
+            total, free, full_in = 0, 0, None
         return Snapshot(
             output=self._output,
             mode="waiting" if work.mode == "running" and not work.running else work.mode,
@@ -211,7 +218,7 @@ class View:
             recent_warnings=views["recent"],
             disk_total_bytes=total,
             disk_reserve_bytes=self._disk.reserve_bytes,
-            disk_full_seconds=self._disk.full_in(clock, free),
+            disk_full_seconds=full_in,
             gpus=self._gpus.gpus if self._gpus is not None else (),
         )
 

@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamprep import console_view
 from streamprep.console import Console, summary
 from streamprep.console_view import TWO_COLUMNS, Past, view
 from streamprep.snapshot import Gpu, Snapshot, Stage, clean
@@ -91,6 +93,35 @@ def test_the_view_shows_what_a_facility_asks(width: int) -> None:
         "recovery: cut off 3 bytes",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_each_row_is_laid_out_a_few_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn four times a second, and the engine has to wait meanwhile."""
+    failures = tuple({**SNAPSHOT.failures[0], "file": f"mic_{number}"} for number in range(50))
+    wide = dataclasses.replace(SNAPSHOT, failures=failures, failed=50)
+    laid_out: list[object] = []
+    lines = console_view._Reason.lines
+    monkeypatch.setattr(
+        console_view._Reason, "lines", lambda row, width: (laid_out.append(row.text.plain), lines(row, width))[1]
+    )
+    assert "mic_49" in drawn(wide, 240, 90)
+    assert max(Counter(laid_out).values()) <= 2
+
+
+def test_a_disk_that_does_not_tell_its_space_is_not_shown_as_full() -> None:
+    text = drawn(dataclasses.replace(SNAPSHOT, disk_total_bytes=0, disk_free_bytes=0, disk_reserve_bytes=1 << 30))
+    assert "it does not tell its space" in text
+    assert "0 B" not in text
+
+
+def test_names_in_the_log_neither_steer_a_terminal_nor_forge_a_line(empty_session: Session) -> None:
+    name = b"bad\xff\x1b[2J\n2026-01-01 00:00:00,000 ERROR forged.mrc"
+    (empty_session.folder / "Micrographs" / os.fsdecode(name)).write_bytes(b"nothing")
+    empty_session.once("--set", "session.incomplete_seconds=0.1")
+    text = (empty_session.output / ".streamprep" / "log" / "streamprep.log").read_text()
+    assert "bad\\udcff" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("2026-01-01 00:00:00") for line in text.splitlines())
 
 
 def test_what_waits_for_the_same_is_told_together() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from streamprep import committer as committer_module
 from streamprep import engine as engine_module
-from streamprep import hookimpl
+from streamprep import hookimpl, viewing
 from streamprep.committer import Committer, Result
 from streamprep.config import Config, load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine
@@ -249,6 +250,27 @@ def test_intake_pauses_below_the_reserve(
     assert last.jobs == {"done": 3}
     assert any("50 MiB free, the reserve is 100 MiB" in message for message in spy.messages)
     assert any("can be written again" in message for message in spy.messages)
+
+
+def test_a_disk_that_does_not_tell_its_space_is_not_called_full(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, spy = make(clock=Clock(0.2))
+    monkeypatch.setattr(engine, "_wake", Instant())
+    left = [3]
+
+    def usage(folder: Path) -> SimpleNamespace:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", str(folder))
+        return SimpleNamespace(total=1 << 40, free=1 << 39)
+
+    monkeypatch.setattr(viewing.shutil, "disk_usage", usage)
+    last = engine.run()
+    assert last.jobs == {"done": 3}
+    assert any("cannot be written" in message and "Stale file handle" in message for message in spy.messages)
+    assert not any("is full" in message for message in spy.messages)
+    assert last.disk_full_seconds is None, "it does not fill up"
 
 
 def test_the_same_results_in_process_and_out(session: Session, make: Callable[..., tuple[Engine, Spy]]) -> None:

@@ -10,12 +10,26 @@ from typing import Any
 import pytest
 
 from streamprep import arrays, gpu_load
-from streamprep.gpu_load import GpuLoad
+from streamprep.gpu_load import AGAIN_SECONDS, EVERY_SECONDS, OLD_SECONDS, GpuLoad
 from streamprep.snapshot import Gpu
 
 
 class NotSupportedError(Exception):
     pass
+
+
+class Turns:
+    """Stands for an event that is set after some waits."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.waited: list[float] = []
+
+    def is_set(self) -> bool:
+        return len(self.waited) >= self.most
+
+    def wait(self, seconds: float) -> None:
+        self.waited.append(seconds)
 
 
 class Driver(SimpleNamespace):
@@ -94,8 +108,37 @@ def test_without_a_driver_nothing_is_said(driver: Driver, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(driver, fault, broken)
     load = GpuLoad(lambda: ["0000:01:00.0"])
-    load.gpus = (Gpu("old", 1, 1, 1, 1),)
+    monkeypatch.setattr(load, "_ended", Turns(1))
     load._ask()
+    assert load.gpus == ()
+
+
+def test_a_driver_that_failed_is_asked_again(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while it is reset; a session lasts a week."""
+    faults = iter([RuntimeError("GPU is lost")])
+
+    def utilization(_: str) -> Any:
+        if fault := next(faults, None):
+            raise fault
+        return SimpleNamespace(gpu=12, memory=0)
+
+    monkeypatch.setattr(driver, "nvmlDeviceGetUtilizationRates", utilization)
+    load = GpuLoad(lambda: ["0000:01:00.0"])
+    turns = Turns(2)
+    monkeypatch.setattr(load, "_ended", turns)
+    load._ask()
+    assert [gpu.load_percent for gpu in load.gpus] == [12]
+    assert turns.waited == [AGAIN_SECONDS, EVERY_SECONDS]
+
+
+def test_an_old_answer_is_not_shown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver may hang: the thread is held then, and says nothing."""
+    now = [0.0]
+    load = GpuLoad(lambda: ["0000:01:00.0"], clock=lambda: now[0])
+    monkeypatch.setattr(load, "_ended", Turns(2))
+    load._ask()
+    assert load.gpus
+    now[0] = OLD_SECONDS + 1
     assert load.gpus == ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import shutil
@@ -518,6 +519,18 @@ def test_a_mail_command_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         while status.read_text().rpartition(")")[2].split()[0] != "Z":  # until the test's time is up
             time.sleep(0.01)
+
+
+def test_a_mail_command_without_room_for_its_message_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message may be that the disk is full."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("streamprep.notify.delivery.tempfile.TemporaryFile", full)
+    with pytest.raises(Undelivered, match="No space left on device") as caught:
+        MailCommand(["/bin/true"]).send(MESSAGE, 20)
+    assert caught.value.again
 
 
 class Recorder:

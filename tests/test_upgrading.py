@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def test_it_is_refused_until_somebody_says_so_and_goes_on_then(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = folder / "streamprep_out"
     before = rows_of(output / "particles.star")
-    with pytest.raises(ConfigError, match="holds results of another plan"):
+    with pytest.raises(ConfigError, match="holds results of another plan .* streamprep upgrade --yes"):
         once(folder)
     config, plan = planned(folder)
     found, changes = other_versions(config, plan)

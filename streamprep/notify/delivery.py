@@ -144,6 +144,12 @@ class MailCommand:
 
     def send(self, message: Message, seconds: float) -> None:
         """Run it; it is stopped, with what it started, when it takes too long."""
+        try:
+            self._run(message, seconds)
+        except OSError as error:  # as where there is no room for the message
+            raise Undelivered(f"could not be run: {error}") from None
+
+    def _run(self, message: Message, seconds: float) -> None:
         command = [part.replace("{subject}", message.subject) for part in self._command]
         body = f"{message.text}\n\n{message.fields['time']}\n".encode()
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:

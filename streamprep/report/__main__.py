@@ -23,6 +23,7 @@ from streamprep.config import Config
 from streamprep.pipeline import resolve
 from streamprep.plugin_manager import load_plugins
 from streamprep.report.process import Maker
+from streamprep.snapshot import LogForm
 
 SET_DEATH_SIGNAL = 1
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
@@ -70,8 +71,7 @@ def main() -> int:
         return 0
     config = Config.model_validate(json.loads(said))
     output = config.resolve(config.session.output)
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(format=form, level=logging.INFO, handlers=[bounded_log(output)])
+    logging.basicConfig(level=logging.INFO, handlers=[bounded_log(output)])
     try:
         return make(config, output)
     except Exception:
@@ -82,9 +82,11 @@ def main() -> int:
 def bounded_log(output: Path) -> logging.Handler:
     """The log of this process, and an older one; what the interpreter has to say comes there, too."""
     path = output / ".streamprep" / "log" / "pictures.log"
-    return logging.handlers.RotatingFileHandler(
+    made = logging.handlers.RotatingFileHandler(
         path, maxBytes=MOST_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
+    made.setFormatter(LogForm("%(asctime)s %(levelname)s %(message)s"))
+    return made
 
 
 def make(config: Config, output: Path) -> int:

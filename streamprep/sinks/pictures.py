@@ -52,7 +52,7 @@ class Host:
             return
         folder = self.output / ".streamprep" / "log"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)  # in an output that was removed nothing appears
             with (folder / "pictures.log").open("ab") as said, _blocked():
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "streamprep.report"],
@@ -96,7 +96,10 @@ class Host:
         if self._process.poll() is None:
             log.warning("the report was not finished within %g s; streamprep report does it", seconds)
             self._process.kill()  # also one that was stopped
-            self._process.wait()
+            try:
+                self._process.wait(EXTRA_SECONDS)
+            except subprocess.TimeoutExpired:  # a file server holds it; the kernel ends it afterwards
+                log.warning("the process that makes pictures (%d) is left behind: it does not end", self._process.pid)
         elif self._left_out:
             log.info("the last pictures were left out; streamprep report makes them")
         elif self._process.returncode:

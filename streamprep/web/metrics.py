@@ -65,8 +65,8 @@ def _of_the_moment(snapshot: Snapshot) -> Iterable[Metric]:
     yield _one("oldest_seconds", "Age of the oldest item that is not done.", snapshot.oldest_seconds)
     yield _one("workers", "Workers.", snapshot.workers)
     yield _one("troubles", "Troubles that the daemon tells of, as a watch that is lost.", len(snapshot.degraded))
-    yield _one("disk_free_bytes", "Free space where the output is.", snapshot.disk_free_bytes)
     if snapshot.disk_total_bytes:
+        yield _one("disk_free_bytes", "Free space where the output is.", snapshot.disk_free_bytes)
         yield _one("disk_total_bytes", "Size of the disk that the output is on.", snapshot.disk_total_bytes)
         yield _one("disk_reserve_bytes", "Below this much free space it pauses.", snapshot.disk_reserve_bytes)
     if snapshot.disk_full_seconds is not None:

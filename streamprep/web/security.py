@@ -62,7 +62,9 @@ def read_token(path: Path) -> str:
     except FileExistsError:
         pass
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: this is no file; give the path of one, which is made where it is not there")
+    if found.st_mode & 0o077:
         raise ConfigError(f"{path}: others than its owner may read or write it; chmod 600 {path}")
     token = path.read_text(encoding="utf-8", errors="replace").strip()
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -74,6 +75,29 @@ def test_one_that_was_stopped_is_not_waited_for_for_long(host: Host, done: Path)
     host.finish(0.01)
     assert process.returncode == -signal.SIGKILL
     assert not (done / "streamprep_out" / "report.html").exists()
+
+
+def test_one_that_no_signal_ends_is_left_to_the_kernel(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that a file server holds."""
+    host.start(0.0)
+    process = process_of(host)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "kill", lambda: None)
+        patch.setattr(pictures, "EXTRA_SECONDS", 0.01)
+        os.kill(process.pid, signal.SIGSTOP)
+        host.finish(0.01)
+    assert "left behind" in caplog.text
+    process.kill()
+    process.wait()
+
+
+def test_a_removed_output_does_not_come_back_for_pictures(host: Host, done: Path) -> None:
+    shutil.rmtree(done / "streamprep_out")
+    host.start(0.0)
+    assert host._process is None
+    assert not (done / "streamprep_out").exists()
 
 
 def test_it_ends_when_the_line_to_the_daemon_breaks(host: Host) -> None:

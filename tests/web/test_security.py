@@ -159,6 +159,12 @@ def test_a_token_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) 
         security.read_token(path)
 
 
+def test_a_folder_is_no_token_file_and_is_to_be_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file") as caught:
+        security.read_token(tmp_path)
+    assert "chmod" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "short", "two words of a token", "ümlaut-0123456789abc", "a\n0123456789abcdef"])
 def test_what_is_no_token_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "token"
