@@ -374,6 +374,15 @@ def test_demo_in_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_demo_leaves_a_simulated_session_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, ["simulate", ".", "--micrographs", "1", "--size", "256"], catch_exceptions=False)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="holds something that is no demonstration"):
+        CliRunner().invoke(app, ["demo", "."], catch_exceptions=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_demo_makes_a_summary_and_a_report(tmp_path: Path) -> None:
     made = Session(tmp_path)
