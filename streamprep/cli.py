@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from streamprep import __version__, completion
 from streamprep.errors import ConfigError, StreamprepError
@@ -26,8 +27,30 @@ if TYPE_CHECKING:  # verbs import what they need when they run, so that help and
     from streamprep.pipeline import Plan
     from streamprep.plugin_manager import Plugins
 
+
+class _Verbs(TyperGroup):
+    """The verbs; in their help flags stand without the type that some versions of typer name, as --plain <bool>."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _bare(command.get_params(ctx))
+        return command
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _bare(super().get_params(ctx))
+
+
+def _bare(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
 app = typer.Typer(
     name="streamprep",
+    cls=_Verbs,
     help="Streams cryo-EM micrographs through plugin operations into growing particle, noise and coordinate sets.\n\n"
     "Begin with [bold]streamprep init[/bold], or see it work: [bold]streamprep demo[/bold]. "
     "[bold]streamprep VERB --help[/bold] has an example of each.",
@@ -38,7 +61,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigPath = Annotated[Path, typer.Argument(help="Configuration file.", show_default=True)]
+ConfigPath = Annotated[Path, typer.Argument(help="Configuration file, or the folder it is in.", show_default=True)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -347,7 +370,8 @@ def check(
     from streamprep.watcher import file_system_of, is_remote
 
     _out(f"configuration  {loaded.file}: valid, plan {plan.hash}")
-    _out(f"plugins        {len(plugins.operations)} operations, {len(plugins.broken)} plugins could not be loaded")
+    broken = f", could not be loaded: {', '.join(made.name for made in plugins.broken)}" if plugins.broken else ""
+    _out(f"plugins        {len(plugins.operations)} operations{broken}")
     _out(f"sinks          {', '.join(sink.name for sink in plugins.make_sinks(loaded))}")
     _out(f"device         {choose_backend(loaded.session.device).description}")
     for source in make_sources(loaded, plan):
@@ -788,7 +812,8 @@ def simulate(
         _out(f"exposure {done} of {total}")
 
     expose_all(folder, acquisition, interval_s=interval, progress=progress)
-    _out(f"now: streamprep run {folder / 'streamprep.toml'}")
+    if not (folder / "streamprep_out").exists():  # else a session goes on there, or went
+        _out(f"now: streamprep run {folder / 'streamprep.toml'}")
 
 
 @app.command(rich_help_panel=TRYING)

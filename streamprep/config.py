@@ -263,7 +263,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Parameters
     ----------
     path
-        The TOML file.
+        The TOML file, or the folder in which it is ``streamprep.toml``.
     overrides
         ``table.key=value`` texts, as from ``--set``; they win over the file.
 
@@ -272,12 +272,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         The file is missing or not TOML; a key is unknown (the nearest known one is named); a value is not allowed.
     """
+    if path.is_dir():
+        path /= "streamprep.toml"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; `streamprep init` writes one") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path}: this is a folder; give the configuration file in it") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for text in overrides:

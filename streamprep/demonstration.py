@@ -17,6 +17,9 @@ from streamprep.pipeline import resolve
 from streamprep.plugin_manager import Plugins, load_plugins
 from streamprep.simulate import Acquisition, expose, prepare
 
+MARK = ".streamprep_demo"
+"""File in the folder of a demonstration: what is there may be removed. A session that was simulated has none."""
+
 Prepare = Callable[[Engine, Plugins, str], Any]
 """Registers a console, and returns it."""
 End = Callable[[Any], None]
@@ -64,9 +67,12 @@ def run(
         The folder holds something else.
     """
     if folder.exists() and any(folder.iterdir()):
-        if not ((folder / "truth.star").exists() and (folder / "streamprep.toml").exists()):
+        if not (folder / MARK).exists():
             raise ConfigError(f"{folder}: holds something that is no demonstration; give another folder")
-        shutil.rmtree(folder)
+        for made in sorted(folder.iterdir(), key=lambda path: path.name == MARK):  # the mark goes last
+            shutil.rmtree(made) if made.is_dir() and not made.is_symlink() else made.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     acquisition = Acquisition(micrographs=micrographs, size_px=1024, particles=30, box_size_px=96)
     prepare(folder, acquisition)
     config = load(folder / "streamprep.toml", ["pictures.finish_seconds=60"])

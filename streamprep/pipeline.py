@@ -292,7 +292,7 @@ def make_step(table: str, name: str, values: Mapping[str, Any], plugins: Plugins
     hook = OPERATION_HOOKS[table]
     found = plugins.named(hook, name)
     if not found:
-        message = f"{where} unknown operation; {nearest(name, plugins.names(hook))}"
+        message = f"{where}: unknown operation; {nearest(name, plugins.names(hook))}"
         for broken in plugins.broken:
             message += f"\nplugin {broken.name} of {broken.distribution} could not be loaded:\n{broken.error}"
         for plugin, why in plugins.left_out:

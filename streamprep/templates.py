@@ -75,9 +75,6 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
     else:
         lines += ["# With this table micrographs wait for their CTF.", "# [ctf]", f"# {described}",
                   '# table = "micrographs_ctf.star"', ""]  # fmt: skip
-    for name, model in sections():
-        if model not in (Session, OpticsSection, CtfSection):
-            lines += [f"[{name}]", *_fields(model, {}), ""]
     for lane, made in offered:
         table = "extract" if lane == "extract" else f"{lane}.{made.info.name}"
         on = table in active or (lane == "extract" and not only_maps)
@@ -87,6 +84,9 @@ def configuration(plugins: Plugins, folder: Path, active: set[str]) -> str:
         section = [f"[{table}]", *_fields(made.info.params, needed)]
         lines += section if on else [f"# {line}" if not line.startswith("#") else line for line in section]
         lines.append("")
+    for name, model in sections():
+        if model not in (Session, OpticsSection, CtfSection):
+            lines += [f"[{name}]", *_fields(model, {}), ""]
     return "\n".join(lines)
 
 

@@ -317,7 +317,7 @@ def test_a_map_has_no_ctf(run: Apply, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "override", "said"),
     [
-        ("normalise", "", "normalise unknown operation; did you mean normalize?"),
+        ("normalise", "", "normalise: unknown operation; did you mean normalize?"),
         ("normalize,", "", "operations 'normalize,': a name is missing; separate names by single commas"),
         ("", "", "operations '': a name is missing"),
         (

@@ -59,6 +59,11 @@ def test_every_verb_has_help_with_an_example_that_is_understood(verb: str, known
                 assert any(word.startswith(key) for word in offered), f"{key} is not known"
 
 
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
+def test_flags_stand_in_the_help_without_a_type(verb: list[str]) -> None:
+    assert not re.search("bool", call(*verb, "--help"), re.IGNORECASE)
+
+
 def test_every_option_is_explained() -> None:
     for name, command in GROUP.commands.items():
         for parameter in command.params:
@@ -252,9 +257,13 @@ def test_plugins_as_json() -> None:
 def test_simulate_makes_a_session(tmp_path: Path) -> None:
     told = call("simulate", tmp_path / "s", "--micrographs", 2, "--size", 256, "--particles", 3, "--box", 32)
     assert "exposure 2 of 2" in told
+    assert f"now: streamprep run {tmp_path / 's' / 'streamprep.toml'}" in told
     with mrcfile.open(tmp_path / "s" / "Micrographs" / "mic_0002.mrc") as file:
         assert file.data.shape == (256, 256)
     assert "normalize" in call("plan", tmp_path / "s" / "streamprep.toml")
+    (tmp_path / "s" / "streamprep_out").mkdir()  # a session has begun
+    told = call("simulate", tmp_path / "s", "--micrographs", 3, "--size", 256, "--particles", 3, "--box", 32)
+    assert "now:" not in told
 
 
 def test_a_wrong_device_is_refused(tmp_path: Path) -> None:
@@ -372,6 +381,15 @@ def test_demo_in_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds something that is no demonstration"):
         CliRunner().invoke(app, ["demo", str(tmp_path)], catch_exceptions=False)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_demo_leaves_a_simulated_session_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, ["simulate", ".", "--micrographs", "1", "--size", "256"], catch_exceptions=False)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="holds something that is no demonstration"):
+        CliRunner().invoke(app, ["demo", "."], catch_exceptions=False)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

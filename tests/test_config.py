@@ -72,8 +72,13 @@ def test_every_mistake_is_listed(tmp_path: Path) -> None:
 def test_a_missing_file_names_init(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; `streamprep init` writes one"):
         load(tmp_path / "streamprep.toml")
-    with pytest.raises(ConfigError, match="this is a folder"):
+
+
+def test_a_folder_stands_for_the_configuration_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"streamprep.toml: no such file; `streamprep init` writes one"):
         load(tmp_path)
+    path = write(tmp_path, GOOD)
+    assert load(tmp_path) == load(path)
 
 
 @pytest.mark.parametrize("text", ["particles", "=1", "a..b=1", ".=2"])

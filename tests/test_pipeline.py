@@ -87,8 +87,8 @@ def test_the_hash_changes_with_all_that_decides_results(plugins: Plugins) -> Non
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
-        ({"particles": {"invrt": {}}}, ["[particles.invrt] unknown operation", "did you mean invert?"]),
-        ({"maps": {"normalize": {}}}, ["[maps.normalize] unknown operation", "normalize works on particles"]),
+        ({"particles": {"invrt": {}}}, ["[particles.invrt]: unknown operation", "did you mean invert?"]),
+        ({"maps": {"normalize": {}}}, ["[maps.normalize]: unknown operation", "normalize works on particles"]),
         ({"particles": {"normalize": {"methd": "new"}}}, ["[particles.normalize]", "methd", "did you mean method?"]),
         ({"particles": {"normalize": {"order": "first"}}}, ["order = 'first'", "whole number"]),
         ({"particles": {"normalize": {"order": True}}}, ["order = True", "whole number"]),

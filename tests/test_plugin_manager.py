@@ -123,7 +123,7 @@ def test_an_operation_whose_plugin_is_left_out_says_so_and_imports_nothing(
     distribution(site, "glower", "raise RuntimeError('it was imported')")
     with pytest.raises(ConfigError) as caught:
         resolve(config(block, glow={}), load_plugins(block=block, environ=environ))
-    assert "[maps.glow] unknown operation" in str(caught.value)
+    assert "[maps.glow]: unknown operation" in str(caught.value)
     assert f"plugin glower of glower may offer it, but is not loaded: {why}" in str(caught.value)
 
 

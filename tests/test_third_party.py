@@ -169,7 +169,7 @@ def test_which_plugins_are_loaded_can_be_chosen(session: Session, installed: dic
     session.append('[particles.shine]\n[plugins]\nblock = ["shine"]\n')
     refused = session.once(env=installed)
     assert refused.returncode == 2
-    assert "[particles.shine] unknown operation" in refused.stderr
+    assert "[particles.shine]: unknown operation" in refused.stderr
 
 
 @pytest.mark.case(28)

@@ -188,6 +188,18 @@ def test_it_can_be_used_by_everybody_in_light_and_dark(hostile: Opened) -> None:
     assert not found, "\n".join(found)
 
 
+def test_a_lost_connection_is_told_where_it_is_seen(hostile: Opened) -> None:
+    page = hostile.page
+    page.route("**/events", lambda route: route.fulfill(status=204))  # no stream: the browser does not ask again
+    try:
+        hostile.go("/")
+        told = page.get_by_text("no connection to the dashboard, trying again")
+        told.wait_for(timeout=SOON)
+        sync_api.expect(told).to_be_in_viewport()
+    finally:
+        page.unroute("**/events")
+
+
 def test_the_table_is_fetched_again_only_where_it_changed(hostile: Opened) -> None:
     page, state = hostile.page, snapshot(hostile.output)
     write_status(hostile.output, state)
