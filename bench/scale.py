@@ -135,7 +135,7 @@ class Quick:
     def drain(self) -> None:
         """Nothing waits."""
 
-    def stop(self, *, wait: bool) -> None:
+    def stop(self) -> None:
         """Nothing to end."""
 
 

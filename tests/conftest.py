@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from streamprep.simulate import Acquisition, simulate
 from tests.forked import Forked
 
 os.environ.setdefault("STREAMPREP_BLOCK_PLUGINS", "pictures")  # no process for pictures beside each of the sessions
+settings.register_profile("streamprep", deadline=None)  # how long a test takes is no result: machines are busy at times
+settings.load_profile("streamprep")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sessions take it as it is meant, under nohup, too
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -164,7 +164,7 @@ def test_a_generation_is_a_change_of_size_time_or_inode(rig: Rig) -> None:
     assert ledger.file_counts() == {("micrograph", "ready"): 1, ("micrograph", "superseded"): 4}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["notice", "ignore", "remove"]), st.integers(0, 11), st.integers(1, 3)), max_size=40
@@ -310,7 +310,7 @@ def joined(
 
 
 @pytest.mark.case(26)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.permutations(PLAIN))
 def test_any_order_of_arrival_gives_the_same_jobs(arrivals: Arrivals) -> None:
     jobs, waiting, unmatched = joined(arrivals, ("coordinates", "ctf", "mask"))
@@ -326,7 +326,7 @@ def test_any_order_of_arrival_gives_the_same_jobs(arrivals: Arrivals) -> None:
     assert unmatched == [("ctf", "Micrographs/mic_3.mrc")]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(FOLDERS))
 def test_one_stem_in_two_folders_is_told_apart_by_the_folders_in_any_order(arrivals: Arrivals) -> None:
     jobs, waiting, _ = joined(arrivals, ("coordinates", "ctf", "mask"))
@@ -337,7 +337,7 @@ def test_one_stem_in_two_folders_is_told_apart_by_the_folders_in_any_order(arriv
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(AMBIGUOUS))
 def test_what_is_ambiguous_waits_and_names_the_candidates_in_any_order(arrivals: Arrivals) -> None:
     jobs, waiting, _ = joined(arrivals, ("coordinates",))
@@ -497,7 +497,7 @@ LATE: Arrivals = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.permutations(LATE), st.integers(0, 127))
 def test_a_better_match_that_comes_late_takes_over_what_was_done_without_it(arrivals: Arrivals, pauses: int) -> None:
     """Whether work is done between the arrivals or after them all, the sets hold the same in the end."""
@@ -1274,7 +1274,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 LedgerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLedgerMachine = LedgerMachine.TestCase
 

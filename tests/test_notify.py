@@ -207,7 +207,6 @@ STATES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(STATES, st.floats(0.1, 4000), st.integers(0, 30), st.integers(0, 30)), max_size=60),
     st.integers(1, 6),
@@ -230,7 +229,7 @@ def test_begin_and_end_take_turns_and_are_bounded(
             assert sum(story.now - 3600 < when for when in times) <= per_hour
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(STATES, min_size=1, max_size=8))
 def test_once_all_is_well_everything_told_is_over(states: list[dict[str, Any]]) -> None:
     story = Story()
@@ -318,7 +317,7 @@ def test_warnings_are_told_once_where_wanted_within_the_bound(tmp_path: Path) ->
     assert sent == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=400))
 def test_names_from_outside_cannot_steer_a_message(name: str) -> None:
     sent: list[Message] = []

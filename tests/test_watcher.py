@@ -270,7 +270,7 @@ def test_the_last_round_tells_what_is_incomplete(rig: Rig, root: Path) -> None:
     assert rig.watcher.settling == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["write", "rewrite", "remove", "wait"]), st.sampled_from("abc"), st.floats(0.0, 2.0)),

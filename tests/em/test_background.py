@@ -12,7 +12,7 @@ from streamprep.em.background import background_mask, plane_axes, plane_solver
 sides = st.integers(1, 24)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ny=sides, nx=sides, radius=st.integers(0, 14))
 def test_background_is_at_the_radius_or_beyond_it(ny: int, nx: int, radius: int) -> None:
     mask = background_mask(ny, nx, radius)
@@ -28,7 +28,7 @@ def test_the_origin_is_pixel_half_the_side(side: int, origin: int) -> None:
     assert np.argwhere(~background_mask(side, side, 1)).tolist() == [[origin, origin]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ny=st.integers(4, 24), nx=st.integers(4, 24), radius=st.integers(0, 12), seed=st.integers(0, 99))
 def test_the_plane_is_that_of_least_squares(ny: int, nx: int, radius: int, seed: int) -> None:
     radius = min(radius, ny // 2, nx // 2)  # so that the background spans a plane

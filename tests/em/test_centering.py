@@ -72,7 +72,7 @@ def test_it_agrees_with_the_definition(box: int, seed: int) -> None:
     np.testing.assert_allclose(found, plain_mirror_shift(image), atol=1.1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     box=st.integers(24, 80),
     x=st.floats(-0.12, 0.12),
@@ -136,7 +136,7 @@ def test_shifts_are_the_periodic_cubic_spline(backend: ArrayBackend, shape: Shap
     assert moved.shape == images.shape
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 24), st.integers(1, 24), st.floats(-30, 30), st.floats(-30, 30))
 def test_shifts_keep_the_mean_and_come_back(ny: int, nx: int, x: float, y: float) -> None:
     grid_y, grid_x = np.indices((ny, nx))
@@ -276,7 +276,7 @@ def test_the_smallest_boxes_are_no_trouble(method: str, rotate: bool, shape: tup
         assert done.empty.all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 40), st.integers(0, 100), st.sampled_from(["mirror", "mass"]), st.booleans())
 def test_a_batch_is_one_image_after_the_other(box: int, seed: int, method: str, rotate: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ def scene(
     return pixels, xy
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**31), depth=st.sampled_from([-2.0, 2.0]), number=st.integers(10, 60))
 def test_turning_the_micrograph_over_turns_the_verdict(seed: int, depth: float, number: int) -> None:
     pixels, xy = scene(seed, number=number, depth=depth)
@@ -46,7 +46,7 @@ def test_turning_the_micrograph_over_turns_the_verdict(seed: int, depth: float, 
     assert turned.z == pytest.approx(-upright.z, rel=0.3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 200), heaps=st.booleans())
 def test_coordinates_of_nothing_fit_neither_way(seed: int, number: int, heaps: bool) -> None:
     pixels, _ = scene(seed)

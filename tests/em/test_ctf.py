@@ -103,7 +103,6 @@ def test_a_phase_plate_of_90_degrees_turns_sine_into_cosine() -> None:
     np.testing.assert_allclose(ctf_at(replace(PLAIN, phase_shift_deg=180), f, 0 * f), -np.sin(chi), atol=1e-12)
 
 
-@settings(deadline=None)
 @given(ctf=ctfs, fx=frequencies, fy=frequencies)
 def test_it_is_centrosymmetric_and_at_most_one(ctf: Ctf, fx: float, fy: float) -> None:
     value, opposite = ctf_at(ctf, np.array([fx, -fx]), np.array([fy, -fy]))
@@ -111,7 +110,6 @@ def test_it_is_centrosymmetric_and_at_most_one(ctf: Ctf, fx: float, fy: float) -
     assert value == pytest.approx(opposite, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(ctf=ctfs, fx=frequencies, fy=frequencies)
 def test_exchanging_the_axes_of_the_astigmatism_changes_nothing(ctf: Ctf, fx: float, fy: float) -> None:
     other = replace(
@@ -171,7 +169,7 @@ def test_signs_are_those_of_the_ctf_on_every_backend(backend: ArrayBackend, ny: 
     np.testing.assert_array_equal(multiplied(shared, ny, nx, backend=backend), [expected(own[1], ny, nx)] * 3)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(ctf=ctfs, ny=st.integers(1, 24), nx=st.integers(1, 24), pixel_size=st.floats(0.5, 5))
 def test_signs_of_any_ctf(ctf: Ctf, ny: int, nx: int, pixel_size: float) -> None:
     clear = np.abs(values(ctf, ny, nx, pixel_size)) > 1e-8  # at a zero either sign will do
@@ -189,7 +187,7 @@ def test_the_zero_frequency_keeps_its_sign_with_any_phase_plate() -> None:
         assert multiplied([ctf], 6, 1)[0, 0, 0] == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ctf=ctfs, ny=st.integers(1, 16), nx=st.integers(1, 16))
 def test_the_product_is_the_spectrum_of_a_real_image(ctf: Ctf, ny: int, nx: int) -> None:
     spectrum = np.fft.rfft2(np.random.default_rng(0).normal(size=(1, ny, nx))).astype(np.complex64)

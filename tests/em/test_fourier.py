@@ -38,7 +38,7 @@ def test_every_backend_computes_the_reference(backend: ArrayBackend, box: int, s
     np.testing.assert_allclose(cropped, [reference(image, size) for image in images], atol=3e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(box=st.integers(3, 25), share=st.floats(0.1, 0.99), seed=st.integers(0, 99))
 def test_any_two_sizes(box: int, share: float, seed: int) -> None:
     size = max(2, int(box * share))

@@ -60,7 +60,7 @@ def masks(draw: st.DrawFn, shape: tuple[int, int]) -> np.ndarray | None:
     return rng.random(shape) < draw(st.sampled_from([0, 0.02, 0.3, 1]))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data(), shape=shapes, box=st.integers(2, 9), discs=st.lists(st.tuples(clouds, distances), max_size=2))
 def test_the_free_area_equals_brute_force(data: st.DataObject, shape: tuple[int, int], box: int, discs: Discs) -> None:
     mask = data.draw(masks(shape))
@@ -70,7 +70,7 @@ def test_the_free_area_equals_brute_force(data: st.DataObject, shape: tuple[int,
     assert len(area) == expected.sum()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(box=st.integers(2, 150), nx=st.integers(150, 420), seed=st.integers(0, 99))
 def test_a_mask_wider_than_a_word_blocks_whole_boxes(box: int, nx: int, seed: int) -> None:
     shape = (170, nx)
@@ -94,7 +94,7 @@ def cut_and_compared(points: np.ndarray, shape: tuple[int, int], reach: float) -
         np.testing.assert_array_equal(painted(area, shape), expected)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(points=clouds, shape=st.tuples(st.integers(2, 30), st.integers(2, 30)), reach=st.integers(1, 60))
 def test_runs_of_one_nearest_point_give_the_same_area(points: np.ndarray, shape: tuple[int, int], reach: int) -> None:
     cut_and_compared(points, shape, reach / 4)

@@ -38,7 +38,7 @@ def test_a_value_that_is_not_finite_shows_in_the_range(bad: float) -> None:
     assert not np.isfinite(grey_range(volume)).all()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)),
     fraction=st.floats(0, 1),
@@ -92,7 +92,7 @@ def test_otsu_parts_two_values_in_the_middle(low: float, high: float) -> None:
     assert otsu_threshold(histogram(volume, *grey_range(volume))) == pytest.approx((low + high) / 2, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), share=st.floats(0.05, 0.95))
 def test_otsu_has_the_greatest_variance_between_classes(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)

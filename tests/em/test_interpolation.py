@@ -146,7 +146,7 @@ def test_a_move_along_z_with_a_turn_about_it(backend: ArrayBackend) -> None:
     np.testing.assert_allclose(backend.to_host(total), expected, atol=2e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     axis=st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda axis: np.linalg.norm(axis) > 0.1),
     angle=st.floats(-180, 180),

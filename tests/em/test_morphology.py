@@ -46,7 +46,7 @@ def test_every_backend_finds_the_same_piece(
     assert largest_piece(volume, threshold, with_mask=False) == (piece.size, None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 70)),
     seed=st.integers(0, 999),
@@ -58,7 +58,7 @@ def test_the_piece_has_the_size_of_the_reference(shape: tuple[int, int, int], se
     assert largest_piece(volume, threshold, with_mask=False).size == reference(volume > threshold).sum()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), levels=st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=6))
 def test_the_size_never_grows_with_the_threshold(seed: int, levels: list[float]) -> None:
     volume = smooth((12, 13, 14), seed)

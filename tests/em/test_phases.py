@@ -74,7 +74,7 @@ def test_what_is_within_the_cutoff_keeps_every_bit(lengths: tuple[int, ...], cut
     np.testing.assert_allclose(np.abs(done), np.abs(given), rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.one_of(st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 6)] * 3)),
     cutoff=st.floats(0, 0.6),

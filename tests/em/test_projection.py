@@ -62,7 +62,7 @@ def test_projections_of_gaussians_are_gaussians(backend: ArrayBackend, size: int
         assert np.abs(image - wanted).max() < 2e-3 * np.ptp(wanted)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     size=st.integers(16, 33),
     angles=st.tuples(*[st.floats(-360, 360)] * 3),
@@ -241,7 +241,7 @@ def test_an_angle_that_is_no_number_is_named(value: str) -> None:
 # --- directions ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(kind=st.sampled_from("cd"), order=st.integers(1, 7), step=st.floats(3, 30), seed=st.integers(0, 999))
 def test_every_direction_has_an_equivalent_within_a_step(kind: str, order: int, step: float, seed: int) -> None:
     rot, tilt = np.deg2rad(asymmetric_unit(f"{kind}{order}", step)).T

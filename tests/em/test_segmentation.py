@@ -31,7 +31,7 @@ def test_a_size_that_can_be_had_is_had(backend: ArrayBackend, wanted: float) -> 
     assert found.size == largest_piece(volume, found.threshold, with_mask=False).size
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(wanted=st.floats(0.1, 5000), seed=st.integers(0, 99), offset=st.sampled_from([0.0, -1e3, 1e4]))
 def test_no_other_threshold_comes_nearer(wanted: float, seed: int, offset: float) -> None:
     volume = (ball(15) + np.random.default_rng(seed).normal(0, 0.05, (15, 15, 15)) + offset).astype(np.float32)

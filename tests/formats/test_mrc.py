@@ -603,7 +603,7 @@ def test_the_checksum_of_what_is_written_is_that_of_the_file(tmp_path: Path, ext
     assert writer.crc32 == zlib.crc32(content)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     cuts=st.lists(st.integers(1, 11), max_size=4),
     mode=st.sampled_from(["f4", "f2", "i1", "i2", "u2"]),

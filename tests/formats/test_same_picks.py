@@ -24,7 +24,7 @@ def picks(draw: st.DrawFn) -> Picks:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(made=picks())
 def test_every_format_gives_the_same_centres(name: str, made: Picks) -> None:
     file, write = WRITERS[name]

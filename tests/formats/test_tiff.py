@@ -219,7 +219,7 @@ WHOLE = [kept(number) for number in range(20)]
 
 @pytest.mark.case(18)
 @given(st.integers(0, len(WHOLE) - 1), st.floats(0, 1, exclude_max=True), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_cut_file_is_never_read_as_another(number: int, part: float, filled: bool) -> None:
     """Cut, or cut and filled with zeros to its full length."""
     whole = WHOLE[number]
@@ -308,7 +308,6 @@ def test_a_chain_that_bites_its_own_tail_is_refused(file: Any) -> None:
 
 @pytest.mark.case(18)
 @given(st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]), st.binary(max_size=300))
-@settings(deadline=None)
 def test_random_bytes_have_a_verdict(magic: bytes, rest: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mic.tif")
@@ -441,7 +440,7 @@ def test_what_unpacks_to_more_than_it_says_takes_no_memory(file: Any) -> None:
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255))))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damage_is_an_input_error_or_leaves_an_image(number: int, flips: list[tuple[float, int]]) -> None:
     raw = bytearray(WHOLE[number])
     for part, mask in flips:

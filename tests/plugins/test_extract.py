@@ -53,7 +53,7 @@ def test_every_backend_cuts_the_reference(backend: ArrayBackend, box: int) -> No
     np.testing.assert_array_equal(backend.to_host(boxes), reference(counting(), xy, box))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     box=st.integers(2, 11),
     ny=st.integers(1, 24),

@@ -59,7 +59,7 @@ def test_the_quantile_is_that_of_the_voxels_outside_the_mask(backend: ArrayBacke
     assert np.abs(done - reference(volume, 0.9)).max() > 0.1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(factor=st.floats(0.01, 100), shift=st.integers(0, 9), axis=st.integers(0, 2))
 def test_it_goes_with_scale_and_with_turns_of_the_box(factor: float, shift: int, axis: int) -> None:
     volume = noise((6, 7, 8))

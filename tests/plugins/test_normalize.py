@@ -92,7 +92,7 @@ def test_a_second_time_changes_nothing(method: str) -> None:
     np.testing.assert_allclose(twice, once, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 7),
     ny=st.integers(3, 14),
@@ -116,7 +116,7 @@ def test_camera_counts_far_from_zero_keep_their_digits(method: str) -> None:
     np.testing.assert_allclose(done, reference(images, method), atol=2e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     a=st.floats(-4, 4),
     b=st.floats(-4, 4),

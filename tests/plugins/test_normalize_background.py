@@ -41,7 +41,7 @@ def test_every_backend_computes_the_reference(backend: ArrayBackend, shape: tupl
     assert not done.constant
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(scale=st.floats(0.01, 1e3), mean=st.floats(-1e3, 1e3), radius=st.integers(-1, 5))
 def test_grey_scale_does_not_matter(scale: float, mean: float, radius: int) -> None:
     volume = noise((11, 10, 12), 0, 1)

@@ -56,7 +56,7 @@ def test_every_operation_on_single_images_is_among_the_cases() -> None:
     assert names == {made.info.name for made in PLUGINS.operations if made.info.hook == "process_particles"}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(case=st.sampled_from(CASES), n=st.integers(1, 9), size=st.integers(1, 4), box=st.integers(8, 15))
 def test_a_stack_equals_its_images_one_by_one(case: str, n: int, size: int, box: int) -> None:
     particles = tiny_particles(n, box)

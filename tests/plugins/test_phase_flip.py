@@ -94,7 +94,7 @@ def without_nyquist_column(images: np.ndarray) -> np.ndarray:
     return np.fft.irfft2(spectrum, s=images.shape[-2:]).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(ctf=ctfs, n=st.integers(1, 3), ny=st.integers(1, 16), nx=st.integers(1, 16), seed=st.integers(0, 99))
 def test_flipping_twice_changes_nothing(ctf: Ctf, n: int, ny: int, nx: int, seed: int) -> None:
     images = without_nyquist_column(noise((n, ny, nx), seed))
@@ -104,7 +104,7 @@ def test_flipping_twice_changes_nothing(ctf: Ctf, n: int, ny: int, nx: int, seed
     np.testing.assert_allclose(twice, images, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ctf=ctfs, side=st.integers(1, 16), seed=st.integers(0, 99))
 def test_nothing_is_lost_at_nyquist_without_astigmatism(ctf: Ctf, side: int, seed: int) -> None:
     images = noise((1, side, side), seed)
@@ -125,7 +125,7 @@ def test_what_astigmatism_loses_at_nyquist_is_lost_once() -> None:
     np.testing.assert_allclose(done[4], done[2], atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(1, 5), ny=st.integers(1, 12), nx=st.integers(1, 12), kinds=st.integers(1, 5))
 def test_a_batch_equals_its_images_one_by_one(n: int, ny: int, nx: int, kinds: int) -> None:
     images, own = noise((n, ny, nx)), [tiny_ctf(30 * (index % kinds)) for index in range(n)]

@@ -124,7 +124,7 @@ def test_each_pick_is_uniform_over_what_those_before_it_leave(accept: Accept | N
 # --- what picks keep -------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ny=st.integers(30, 120),
     nx=st.integers(30, 120),
@@ -377,7 +377,7 @@ def test_plain_noise_has_few_outliers() -> None:
     assert outlier_test(pixels, 16)(points).mean() > 0.95
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(ny=st.integers(9, 80), nx=st.integers(9, 80), box=st.integers(2, 40), level=st.sampled_from([0, 5e3]))
 def test_outliers_are_those_of_the_definition(ny: int, nx: int, box: int, level: float) -> None:
     rng = np.random.default_rng(ny * nx + box)

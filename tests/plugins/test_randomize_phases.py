@@ -52,7 +52,7 @@ def test_every_backend_gives_the_same_images(backend: ArrayBackend, shape: tuple
     np.testing.assert_allclose(done, randomize_phases(images, indices(n), key=9, cutoff=0.1), atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 4),
     ny=st.integers(1, 17),
@@ -83,7 +83,7 @@ def test_detail_beyond_the_cutoff_is_gone() -> None:
     assert np.abs(together).max() < 0.1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(1, 6), ny=st.integers(1, 12), nx=st.integers(1, 12), cut=st.integers(0, 6))
 def test_a_batch_equals_its_parts(n: int, ny: int, nx: int, cut: int) -> None:
     images = noise((n, ny, nx))

@@ -87,7 +87,7 @@ def test_the_old_program_replaces_the_same_pixels(golden: Path) -> None:
     assert warnings == []
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 5),
     ny=st.integers(1, 20),
@@ -109,7 +109,7 @@ def test_only_dust_changes(n: int, ny: int, nx: int, threshold: float, mean: flo
         np.testing.assert_array_equal(done.pixels, with_medians(images, dust))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 6),
     ny=st.integers(1, 16),

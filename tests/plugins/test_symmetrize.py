@@ -90,7 +90,7 @@ def test_a_capsid_stays_as_it_is(name: str) -> None:
     assert relative_error(symmetrize(volume, other)[inside], volume[inside]) > 0.15
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(["ci", "cs", "c2", "c4v", "c4h", "d2", "d4h", "d2v", "o", "oh", "c1v"]),
     side=st.integers(1, 9),

@@ -67,7 +67,7 @@ def test_agrees_with_the_old_programs(golden: Path, select: str, substitute: str
 ODD_VALUES = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 0.5, -0.5, 1e30, -1e30, 1e-40])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     images=npst.arrays(
         np.float32,

@@ -26,7 +26,6 @@ EXAMPLES = int(os.environ.get("STREAMPREP_MODEL_EXAMPLES", "15"))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=not LONG,
     phases=list(Phase) if LONG else [Phase.generate],

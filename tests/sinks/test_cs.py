@@ -185,7 +185,7 @@ POINTS = st.lists(
 
 
 @given(st.lists(st.tuples(NAMES, POINTS), min_size=1, max_size=4), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_written_is_read_back(micrographs: list[tuple[str, list[tuple[float, float]]]], fitted: bool) -> None:
     blocks = []
     for index, (name, points) in enumerate(micrographs):

@@ -175,7 +175,7 @@ NAMES = st.text("abcÅ é'#_0123456789/.", min_size=1, max_size=12).filter(lambd
 
 
 @given(st.lists(st.tuples(NAMES, st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=5)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_written_is_read_back(micrographs: list[tuple[str, list[tuple[float, float]]]]) -> None:
     first = 1
     blocks = []
