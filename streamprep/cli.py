@@ -547,7 +547,7 @@ def status(
 def retry(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
-    item: Annotated[str | None, typer.Option(help="Only items whose name contains this.")] = None,
+    item: Annotated[str | None, typer.Option(metavar="TEXT", help="Only items whose name contains this.")] = None,
 ) -> None:
     """Take failed items up again: at once where the daemon runs, else at its next start.
 
@@ -658,13 +658,15 @@ def report(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> 
 def dashboard(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. All but this machine's own ask for a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8765,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="To listen on. All but this machine's own ask for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="NUMBER", help="Port to listen on; 0: any that is free.")
+    ] = 8765,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File, of mode 600, with the token to ask for; it is made where it is not there."),
+        typer.Option(metavar="FILE", help="Of mode 600, with the token to ask for; it is made where it is not there."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -727,11 +729,11 @@ def apply(
         ),
     ] = None,
     pixel_size_angstrom: Annotated[
-        float | None, typer.Option(min=1e-6, help=r"Pixel size \[Å]; from the header unless given.")
+        float | None, typer.Option(min=1e-6, metavar="NUMBER", help=r"Pixel size \[Å]; from the header unless given.")
     ] = None,
-    ctf: Annotated[Path | None, typer.Option(help="STAR table with the CTF of each particle.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random numbers.")] = 0,
+    ctf: Annotated[Path | None, typer.Option(metavar="FILE", help="STAR table with the CTF of each particle.")] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|gpu", help="Where to compute.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Seed of random numbers.")] = 0,
 ) -> None:
     """Run operations on one stack or map, without a session.
 
@@ -767,7 +769,7 @@ def apply(
 @app.command(rich_help_panel=WRITING)
 def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the operation, as band-pass.")],
-    folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path(),
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the package's folder is made.")] = Path(),
     hook: Annotated[
         str,
         typer.Option(
@@ -792,12 +794,16 @@ def new_plugin(
 @app.command(rich_help_panel=TRYING)
 def simulate(
     folder: Annotated[Path, typer.Argument(help="Folder to make the acquisition in.")],
-    micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 8,
-    size: Annotated[int, typer.Option(min=128, max=16384, help=r"Side of a micrograph \[px].")] = 1024,
-    particles: Annotated[int, typer.Option(min=0, help="Particles on each.")] = 30,
-    box: Annotated[int, typer.Option(min=16, help=r"Box size \[px].")] = 96,
-    seed: Annotated[int, typer.Option(min=0, help="Seed: the same seed makes the same bytes.")] = 0,
-    interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures; 0: at once.")] = 0.0,
+    micrographs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Number of micrographs.")] = 8,
+    size: Annotated[
+        int, typer.Option(min=128, max=16384, metavar="NUMBER", help=r"Side of a micrograph \[px].")
+    ] = 1024,
+    particles: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Particles on each.")] = 30,
+    box: Annotated[int, typer.Option(min=16, metavar="NUMBER", help=r"Box size \[px].")] = 96,
+    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Seed: the same seed makes the same bytes.")] = 0,
+    interval: Annotated[
+        float, typer.Option(min=0, metavar="NUMBER", help="Seconds between exposures; 0: at once.")
+    ] = 0.0,
 ) -> None:
     """Make a realistic acquisition: micrographs with known particles, CTF, noise, ice, hot pixels and carbon.
 
@@ -821,8 +827,8 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(help="Folder for the demonstration; an earlier one in it is removed.")
     ] = Path("demo"),
-    micrographs: Annotated[int, typer.Option(min=1, help="Number of micrographs.")] = 6,
-    interval: Annotated[float, typer.Option(min=0, help="Seconds between exposures.")] = 1.5,
+    micrographs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Number of micrographs.")] = 6,
+    interval: Annotated[float, typer.Option(min=0, metavar="NUMBER", help="Seconds between exposures.")] = 1.5,
     plain: Plain = False,
 ) -> None:
     """See it work: a simulated microscope and the daemon side by side, then a summary and a report with pictures.

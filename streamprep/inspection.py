@@ -155,7 +155,9 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
             ledger.close()
     if not count and name:
         return f"no item that failed has {name!r} in its name; streamprep status lists them"
-    return f"{count} failed items will be taken up again at the next start"
+    if not count:
+        return "nothing has failed: there is nothing to take up again"
+    return f"{count} failed {'item' if count == 1 else 'items'} will be taken up again at the next start"
 
 
 def existing_output(config: Config, plan: Plan) -> Path:

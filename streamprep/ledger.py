@@ -119,6 +119,12 @@ def _disk_errno(error: sqlite3.Error) -> int | None:
     return _DISK_ERRORS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
 
 
+def _not_opened(path: Path, error: Exception) -> str:
+    allowed = all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists())
+    why = str(error) if allowed else "this user may not write it; run it as the user who owns it"
+    return f"{path}: the ledger cannot be opened: {why}"
+
+
 def _telling(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same, but an OSError where the disk is to blame.
 
@@ -384,7 +390,7 @@ class Ledger:
                 path, isolation_level=None, check_same_thread=False, timeout=2.0, factory=_Connection
             )
         except sqlite3.Error as error:
-            raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
+            raise LedgerError(_not_opened(path, error)) from error
         try:
             self._open(path, remote, upgrade)
             self._match_with(suffixes)
@@ -416,7 +422,7 @@ class Ledger:
                 upgrade(OldLedger(path, version, self._writer(), self._db))
             broken = [row[0] for row in self._db.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
         except (sqlite3.OperationalError, OSError) as error:
-            raise LedgerError(f"{path}: the ledger cannot be opened: {error}") from error
+            raise LedgerError(_not_opened(path, error)) from error
         except sqlite3.DatabaseError as error:
             raise DamagedLedgerError(path, str(error)) from error
         if broken:

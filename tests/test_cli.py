@@ -285,7 +285,7 @@ def test_status_and_retry_of_a_finished_session(session: Session) -> None:
     assert told["jobs"] == {"done": 3}
     (failure,) = told["failures"]
     assert failure["file"] == "Micrographs/bad.mrc"
-    assert "1 failed items will be taken up again" in session.call("retry").stdout
+    assert "1 failed item will be taken up again" in session.call("retry").stdout
     again = session.once()
     assert again.returncode == 1
     assert again.stdout.count("failed   Micrographs/bad.mrc") == 1

@@ -38,7 +38,7 @@ def test_those_who_look_share_the_lock_and_leave_it_as_it_is(session: Session) -
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert json.loads(session.call("status", "--json").stdout)["daemon"] == "not running"
-        assert "0 failed items" in session.call("retry").stdout
+        assert "nothing has failed" in session.call("retry").stdout
     assert lock.read_text() == owner
 
 

@@ -1094,6 +1094,17 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "no folder" / "ledger.sqlite")
 
 
+def test_who_may_not_write_the_ledger_is_told_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger(path := tmp_path / "ledger.sqlite").close()
+    (tmp_path / "ledger.sqlite-wal").mkdir()  # as SQLite finds no place for its log; root may write anywhere
+    with pytest.raises(LedgerError, match="cannot be opened") as caught:
+        Ledger(path)
+    assert "user" not in str(caught.value)
+    monkeypatch.setattr(os, "access", lambda place, _: place != path.parent)
+    with pytest.raises(LedgerError, match="this user may not write it; run it as the user who owns it"):
+        Ledger(path)
+
+
 # --- hostile names ---------------------------------------------------------------------------------------------------
 
 

@@ -314,7 +314,7 @@ def test_retry_takes_failed_items_up_again(session: Session, installed: dict[str
     session.edit("[session]\n", "[session]\nmax_attempts = 1\n")
     assert session.once(env=installed).returncode == 1
     told = session.call("retry", "--item", "mic_0002", env=installed)
-    assert "1 failed items will be taken up again" in told.stdout
+    assert "1 failed item will be taken up again" in told.stdout
     assert session.once(env=installed).returncode == 0
     assert len(set(read_table(session.output / "particles.star")[1]["rlnMicrographName"])) == 3
     check_invariants(session.output)
