@@ -22,7 +22,7 @@ from streamprep.console_view import Past, brief, view
 from streamprep.hookspecs import hookimpl
 from streamprep.snapshot import clean, unmatched_text
 from streamprep.terminal import Output, stopping
-from streamprep.units import duration, size
+from streamprep.units import duration, free_space
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
@@ -149,7 +149,7 @@ class Console:
         self._output.line(
             f"{snapshot.mode}: {done} done, {queued} queued, {snapshot.waiting_count} waiting{oldest}, "
             f"{snapshot.failed} failed, {snapshot.items_per_hour:.0f} {snapshot.items}/h, "
-            f"{size(snapshot.disk_free_bytes)} free"
+            f"{free_space(snapshot.disk_free_bytes, snapshot.disk_total_bytes)}"
         )
 
     @hookimpl

@@ -40,3 +40,14 @@ def size(count: float) -> str:
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if count >= 100 else f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} TiB"
+
+
+def free_space(free_bytes: int, total_bytes: int) -> str:
+    """What is left of a disk; a total of 0 is of one that does not tell.
+
+    Examples
+    --------
+    >>> free_space(3 * 2**30, 2**40), free_space(0, 0)
+    ('3.0 GiB free', 'free space unknown')
+    """
+    return f"{size(free_bytes)} free" if total_bytes else "free space unknown"

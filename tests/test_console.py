@@ -181,12 +181,16 @@ def test_plain_lines() -> None:
     console.snapshot_taken(SNAPSHOT)
     time[0] = 11.0
     console.snapshot_taken(SNAPSHOT)
+    time[0] = 22.0
+    console.snapshot_taken(dataclasses.replace(SNAPSHOT, disk_total_bytes=0, disk_free_bytes=0))
     console.close()
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("done     Micrographs/mic_1")
     assert "\x1b" not in stream.getvalue()
     assert "12 done, 3 queued, 1 waiting (oldest 1 min), 1 failed" in lines[2]
-    assert len(lines) == 3, "not a line for every snapshot"
+    assert lines[2].endswith("3.0 GiB free")
+    assert lines[3].endswith("free space unknown"), "and not 0 B, as of a full disk"
+    assert len(lines) == 4, "not a line for every snapshot"
 
 
 def test_json_lines() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from streamprep.config import Config
 from streamprep.notify.conditions import Watch, span
 from streamprep.snapshot import Snapshot, clean
+from streamprep.units import free_space
 
 LONGEST = 1500
 """Most characters of a message; chats take 2000 and more."""
@@ -110,7 +111,8 @@ class Messenger:
         if self._snapshot is not None:
             numbers, snapshot = counts(self._snapshot), self._snapshot
             told = ", ".join(f"{count:,} {name}" for name, count in numbers.items() if count or name == "done")
-            shown.append(f"{snapshot.items}: {told}; {snapshot.disk_free_bytes / 2**30:,.1f} GiB free, on {self.host}")
+            left = free_space(snapshot.disk_free_bytes, snapshot.disk_total_bytes)
+            shown.append(f"{snapshot.items}: {told}; {left}, on {self.host}")
             fields |= {
                 "mode": snapshot.mode,
                 "output": clean(snapshot.output),
