@@ -516,9 +516,10 @@ def plugins(
         keys = ("name", "distribution", "version", "hooks", "operations", "error", "blocked")
         _out(json.dumps([{key: getattr(plugin, key) for key in keys} for plugin in loaded.plugins], indent=2))
         return
+    width = max(len(plugin.name) for plugin in loaded.plugins)
     for plugin in loaded.plugins:
         state = "BROKEN" if plugin.error else ", ".join(plugin.hooks)
-        _out(f"{plugin.name:<16} {plugin.distribution} {plugin.version:<10} {state}")
+        _out(f"{plugin.name:<{width}} {plugin.distribution} {plugin.version:<10} {state}")
     for plugin in loaded.broken:
         _out(f"\n{plugin.name} of {plugin.distribution} could not be loaded:\n{plugin.error}")
 

@@ -22,7 +22,7 @@ from streamprep.console_view import Past, brief, view
 from streamprep.hookspecs import hookimpl
 from streamprep.snapshot import clean, unmatched_text
 from streamprep.terminal import Output, stopping
-from streamprep.units import duration, free_space
+from streamprep.units import counted, duration, free_space
 
 Style = Literal["live", "plain", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
@@ -36,8 +36,8 @@ def summary(snapshot: Any) -> list[str]:
     """The end of a session in plain lines: what was made, what waits and for what, what failed and why."""
     jobs = snapshot.jobs
     head = (
-        f"{jobs.get('done', 0)} {snapshot.items} done, {snapshot.waiting_count} waiting, {snapshot.failed} failed, "
-        f"{snapshot.rejected} rejected, {snapshot.warnings} with warnings, "
+        f"{counted(jobs.get('done', 0), snapshot.items)} done, {snapshot.waiting_count} waiting, "
+        f"{snapshot.failed} failed, {snapshot.rejected} rejected, {snapshot.warnings} with warnings, "
         f"in {duration(snapshot.elapsed_seconds)}"
     )
     lines = [head]

@@ -42,6 +42,17 @@ def size(count: float) -> str:
     return f"{count / 1024:.1f} TiB"
 
 
+def counted(number: int, plural: str) -> str:
+    """How many of what.
+
+    Examples
+    --------
+    >>> counted(1, "stacks"), counted(2000, "stacks")
+    ('1 stack', '2,000 stacks')
+    """
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
 def free_space(free_bytes: int, total_bytes: int) -> str:
     """What is left of a disk; a total of 0 is of one that does not tell.
 

@@ -672,7 +672,7 @@ def test_of_a_table_that_grows_only_the_micrographs_with_new_rows_are_processed_
         return {path.name for path in (session.output / "particles").rglob("*.mrcs")}
 
     write({"mic_0001": 6})
-    assert "1 micrographs done, 2 waiting" in once(session).stdout
+    assert "1 micrograph done, 2 waiting" in once(session).stdout
     write({"mic_0001": 6, "mic_0003": 4})
     assert "2 micrographs done, 1 waiting" in once(session).stdout
     write({"mic_0003": 6, "mic_0002": 5, "mic_0001": 6})  # in another order, too

@@ -44,7 +44,7 @@ def process(folder: Path, name: str, box: int, flip_y: bool) -> Session:
     )
     done = once(session)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 micrographs done, 0 waiting, 0 failed" in done.stdout, f"{name}: {done.stdout}"
+    assert "1 micrograph done, 0 waiting, 0 failed" in done.stdout, f"{name}: {done.stdout}"
     return session
 
 

@@ -281,7 +281,7 @@ def test_the_end_is_told_with_a_summary(tmp_path: Path) -> None:
     words.run_stopped(dataclasses.replace(SNAPSHOT, mode="finished"))
     (message,) = sent
     assert message.event == "end"
-    assert f"{tmp_path.name}: ended, after 1 min" in message.text
+    assert f"{tmp_path.name}: ended, after 1 min 15 s" in message.text
     assert "3,360 rows in particles.star" in message.text
     assert "failed: Micrographs/mic_9.mrc: truncated" in message.text
     words, sent, _ = messenger(tmp_path, summary=False)

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamprep.config import Config
-from streamprep.notify.conditions import Watch, span
+from streamprep.notify.conditions import Watch
 from streamprep.snapshot import Snapshot, clean
-from streamprep.units import free_space
+from streamprep.units import duration, free_space
 
 LONGEST = 1500
 """Most characters of a message; chats take 2000 and more."""
@@ -91,7 +91,7 @@ class Messenger:
         lines = [f"{count:,} rows in {name}" for name, count in snapshot.rows.items()]
         failed = [row for row in snapshot.failures if row["state"] == "failed"][:MOST_FAILURES]
         lines += [f"failed: {_short(row['file'])}: {_short(row['reason'])}" for row in failed]
-        self._tell("end", "told", f"{how}, after {span(snapshot.elapsed_seconds)}", lines)
+        self._tell("end", "told", f"{how}, after {duration(snapshot.elapsed_seconds)}", lines)
 
     def test(self) -> Message:
         """A message that says that messages come through."""

@@ -132,7 +132,7 @@ def text(value: Any) -> str:
         return ", ".join(map(text, value)) or "–"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {text(part)}" for name, part in value.items()) or "–"
-    return str(value)
+    return str(value) or "–"
 
 
 def plain(snapshot: Snapshot) -> dict[str, Any]:
