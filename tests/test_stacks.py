@@ -511,7 +511,7 @@ def test_a_watched_folder_that_is_a_link_is_watched_once(project: Session) -> No
     project.edit('watch = ["Extract"]', 'watch = ["W"]')
     write_table(real / "p.star", rows_for(str(real / "a.mrcs"), (1, 2)))
     told = once(project)
-    assert "1 stacks done, 0 waiting" in told.stdout, told.stdout
+    assert "1 stack done, 0 waiting" in told.stdout, told.stdout
     expect(project, {"a.mrcs": pixels_of(1, 2)})
 
 
@@ -553,7 +553,7 @@ def test_a_stack_that_is_watched_in_another_way_than_before_is_the_same(project:
         write_stack(project.folder / stack, pixels[:count])
         write_table(table, rows_for(stack, range(1, count + 1)))
         told = once(project)
-        assert "1 stacks done, 0 waiting, 0 failed" in told.stdout, told.stdout
+        assert "1 stack done, 0 waiting, 0 failed" in told.stdout, told.stdout
         expect(project, {stack: pixels[:count]})
     check_shards(project.output)
 
@@ -621,7 +621,7 @@ def test_a_job_that_is_moved_with_its_table_goes_on(project: Session) -> None:
     assert once(project).returncode == 0
     write_stack(project.folder / "Extract/job2/m/a.mrcs", pixels_of(2, 2))
     told = once(project)
-    assert "1 stacks done, 0 waiting, 0 failed" in told.stdout, told.stdout
+    assert "1 stack done, 0 waiting, 0 failed" in told.stdout, told.stdout
     expect(project, {"a.mrcs": pixels_of(2, 2)})
 
 
@@ -634,7 +634,7 @@ def test_two_named_stacks_that_differ_by_their_ending_alone_are_told(project: Se
     write_table(project.folder / "Extract/p.star", rows_for("Extract/a.mrcs", (1, 2)) + rows_for("Extract/a.mrc", [1]))
     for _ in range(2):
         told = once(project)
-        assert "1 stacks done, 0 waiting, 1 failed" in told.stdout, told.stdout
+        assert "1 stack done, 0 waiting, 1 failed" in told.stdout, told.stdout
         assert "has the same name as a.mrcs, apart from the ending; rename one of them" in told.stdout
         expect(project, {"a.mrcs": pixels_of(1, 2)})
 
@@ -653,7 +653,7 @@ def test_stacks_behind_links_in_a_watched_folder_are_processed_once(project: Ses
         write_stack(project.folder / "store/a.mrcs", pixels_of(seed, 2))
         for _ in range(2):
             told = once(project)
-            assert "1 stacks done, 0 waiting, 0 failed, 0 rejected" in told.stdout, told.stdout
+            assert "1 stack done, 0 waiting, 0 failed, 0 rejected" in told.stdout, told.stdout
         expect(project, {"a.mrcs": pixels_of(seed, 2)})
 
 

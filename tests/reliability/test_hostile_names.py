@@ -67,7 +67,7 @@ def test_a_stack_named_elsewhere_is_read_there_and_written_to_the_output_alone(
     before = everything(tmp_path)
     told = once(second, "session.settle_seconds=0")
     assert told.returncode == 0, told.stdout
-    assert "1 stacks done" in told.stdout
+    assert "1 stack done" in told.stdout
     assert everything(tmp_path) == before
     assert all(name.partition("@")[2].startswith("particles/") and ".." not in name
                for name in read_table(second.output / "particles.star")[1]["rlnImageName"])  # fmt: skip
