@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from streamprep import workers
+from streamprep import executors, workers
 from streamprep.cli import main
 from streamprep.config import Config
 from streamprep.simulate import Acquisition, simulate
@@ -158,7 +158,7 @@ def _run(gate: Connection, folder: Path, output: Path, printed: Path, without: S
     fork_workers()
     if without is not None:
         _leave_out(without)
-        workers.initialize = functools.partial(_initialize_without, without)
+        executors.initialize = functools.partial(_initialize_without, without)
     sys.argv = ["streamprep", "once", "--log-json", "--set", f"session.output={json.dumps(str(output))}"]
     main()
 
