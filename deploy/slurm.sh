@@ -4,9 +4,11 @@
 #   cd /data/session && sbatch /opt/streamprep/deploy/slurm.sh
 #   touch streamprep.stop            # the session ends, and no job follows it
 #
+# Options belong into the lines below, in a copy of this file: the next job is submitted without those of a command line.
 # SLURM sends SIGUSR1 to this script 15 minutes before the time is up, and SIGTERM when the job is cancelled. Either way
-# the daemon finishes what its workers have and publishes; only after the first the next job is submitted. To have nodes
-# only while there is work, run the daemon on a service node instead, with --executor slurm: see docs/cluster.md.
+# the daemon finishes what its workers have and publishes; only after the first the next job is submitted. scancel gives it
+# SLURM's KillWait (30 s). To have nodes only while there is work, run the daemon on a service node instead, with
+# --executor slurm: see docs/cluster.md.
 #SBATCH --job-name=streamprep
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@900

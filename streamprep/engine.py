@@ -52,6 +52,8 @@ LOOP_SECONDS = 0.1
 DISK_RETRY_SECONDS = 10.0
 STALE_SECONDS = 5.0
 """What is no longer wanted may take so long; after that its worker is stopped."""
+ECHO_SECONDS = 1.0
+"""A signal that comes again within this time is the same one, told twice."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_TOGETHER = 64
 MOST_ROWS_TOGETHER = 100_000
@@ -280,11 +282,18 @@ class Engine:
     def handle_signals(self, restore: Callable[[], None] = lambda: None) -> None:
         """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
 
+        The same signal within `ECHO_SECONDS` is no second one: a scheduler tells it to all processes of a job, and the
+        job's script hands it on.
         A SIGHUP that is ignored, as under ``nohup``, stays so. ``restore`` is called before that end, to give the
         terminal back.
         """
 
+        first: list[tuple[int, float]] = []
+
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            if first and first[0][0] == number and self._clock() - first[0][1] < ECHO_SECONDS:
+                return
+            first.append((number, self._clock()))
             self._signals += 1  # the loop sees it within LOOP_SECONDS; waking it would take a lock that it may hold
             if self._signals > 1:
                 if self._signals == 2:  # a third does not wait for a terminal that is held

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -248,6 +249,7 @@ def initialize(
     if die_with_parent:
         for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the daemon handles them
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, functools.partial(_leave_to_daemon, os.getpid()))
         os.dup2(2, 1)  # what operations print must not get between the lines of --log-json
         parent = multiprocessing.parent_process()
         if parent is not None:
@@ -314,6 +316,16 @@ def _limit_memory(limit: int, *, own_limit: bool) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _leave_to_daemon(worker: int, number: int, frame: object) -> None:  # noqa: ARG001
+    """Schedulers tell all processes of a job to end: the daemon drains, and this one goes on with what it has.
+
+    Processes that an operation forks have this, too, and are not meant.
+    """
+    if os.getpid() != worker:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _end_with(sentinel: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import Session
 from tests.outputs import check_invariants, images_of, read_table
+from tests.procfs import children_of
 
 PROJECT = """
 [build-system]
@@ -76,6 +77,11 @@ def trouble(micrograph, params, ctx):
     if params.how == "hang once" and not (flag := ctx.item.path.parent.parent / "flag").exists():
         flag.touch()
         time.sleep(3600)
+    if params.how == "wait":
+        folder = ctx.item.path.parent.parent
+        (folder / "flag").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.02)
     if params.how == "exit":
         os._exit(3)
     if params.how == "signal":
@@ -234,12 +240,35 @@ def test_a_second_signal_does_not_wait_for_a_job_that_hangs(
         status = session.output / ".streamprep/status.json"
         eventually(lambda: '"draining"' in status.read_text(), 60.0)
         assert daemon.poll() is None
-        daemon.terminate()
-        assert daemon.wait(timeout=30) == 128 + signal.SIGTERM
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait(timeout=30) == 128 + signal.SIGINT
     finally:
         daemon.kill()
         daemon.communicate(timeout=60)
     assert session.once(env=installed).returncode == 0
+    check_invariants(session.output)
+
+
+@pytest.mark.case(4)
+def test_a_signal_to_all_processes_told_twice_drains_and_costs_no_job(
+    session: Session, installed: dict[str, str], eventually: Callable[[Callable[[], bool], float], None]
+) -> None:
+    """As SLURM's scancel does it: to each process of the job, and the job's script hands it on."""
+    session.append('[micrographs.trouble]\nhow = "wait"\n')
+    daemon = session.start(env=installed, fork=False)
+    try:
+        eventually((session.folder / "flag").exists, 60.0)
+        for pid in (daemon.pid, *children_of(daemon.pid), daemon.pid):
+            os.kill(pid, signal.SIGTERM)
+        status = session.output / ".streamprep/status.json"
+        eventually(lambda: '"draining"' in status.read_text(), 60.0)
+        (session.folder / "go").touch()
+        assert daemon.wait(timeout=60) == 0
+    finally:
+        daemon.kill()
+        daemon.communicate(timeout=60)
+    assert "mic_0002" in (session.output / "particles.star").read_text()
+    assert "attempt" not in session.call("status", env=installed).stdout
     check_invariants(session.output)
 
 
