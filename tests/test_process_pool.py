@@ -93,6 +93,13 @@ def die_and_leave_a_child(told: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leave_a_child_and_hang(told: Path) -> None:
+    child = os.fork()
+    if child != 0:
+        told.write_text(str(child))
+    time.sleep(LONG)
+
+
 def fork_and_let_the_child_go_on(told: Path) -> str:
     """The child raises; both come to where a process answers."""
     child = os.fork()
@@ -188,6 +195,19 @@ def test_a_death_is_noticed_though_a_child_holds_the_pipe(
     call = make(1).call(die_and_leave_a_child, tmp_path / "child")
     try:
         assert isinstance(error_of(call), DiedError)
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_children_of_a_killed_process_hold_up_no_other_call(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", LONG)
+    pool = make(1)
+    call = pool.call(leave_a_child_and_hang, tmp_path / "child", timeout_seconds=1.0)
+    try:
+        assert isinstance(error_of(call), TimeoutError)
+        assert pool.call(identity, 1).result(60.0) == 1
     finally:
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
