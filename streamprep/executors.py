@@ -115,7 +115,8 @@ class LocalExecutor:
         """Queue a job. A worker that died or hung makes a failed outcome, like an operation that raised."""
         made: Future[Outcome] = Future()
         if isinstance(job, ItemJob):  # where the file's storage hangs, only this thread waits
-            threading.Thread(target=read_ahead, args=(job.item.path,), daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no thread can be started now; it helps, and need not be
+                threading.Thread(target=read_ahead, args=(job.item.path,), daemon=True).start()
         try:
             call = self._pool.call(run_job, job, timeout_seconds=self._timeout)
         except RuntimeError as error:

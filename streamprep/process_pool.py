@@ -9,7 +9,10 @@ import atexit
 import contextlib
 import logging
 import multiprocessing
+import os
 import pickle
+import socket
+import struct
 import threading
 import time
 import traceback
@@ -28,6 +31,9 @@ LOOK_SECONDS = 1.0
 
 GRACE_SECONDS = 3.0
 """A process whose pipe is closed, or that was killed, has so long to end."""
+
+STALL_SECONDS = 30.0
+"""A process that stops for so long in the middle of a message, as one that was sent SIGSTOP, is given up."""
 
 LONGEST_PAUSE_SECONDS = 300.0
 """Processes that die before they are ready are started again after pauses that double up to this."""
@@ -172,17 +178,23 @@ class ProcessPool:
             waiting = len(self._waiting)
         busy = sum(each.call is not None for each in self._processes)
         for _ in range(min(self._size, busy + waiting) - len(self._processes)):
-            ours, theirs = Pipe()
-            process = self._context.Process(target=_work, args=(theirs, self._prepare))
             try:
-                process.start()
-            except (OSError, EOFError) as error:
-                ours.close()
+                self._processes.append(self._start())
+            except (OSError, EOFError, MemoryError) as error:
                 self._not_ready(f"cannot be started: {error}", error)
                 return
-            finally:
-                theirs.close()  # it is the process's alone, so that its death is heard of
-            self._processes.append(_Process(process, ours, time.monotonic()))
+
+    def _start(self) -> _Process:
+        ours, theirs = Pipe()
+        try:
+            with theirs:  # it is the process's alone, so that its death is heard of
+                process = self._context.Process(target=_work, args=(theirs, self._prepare))
+                process.start()
+            _never_wait_long(ours)
+        except BaseException:
+            ours.close()
+            raise
+        return _Process(process, ours, time.monotonic())
 
     def _hand_out(self) -> None:
         for each in [each for each in self._processes if each.ready and each.call is None]:
@@ -197,7 +209,7 @@ class ProcessPool:
                     continue
                 try:
                     each.pipe.send_bytes(packed)
-                except OSError:  # it died while it had nothing to do
+                except OSError:  # it died while it had nothing to do, or takes nothing
                     with self._lock:
                         self._waiting.appendleft(call)
                     self._lost(each)
@@ -248,7 +260,9 @@ class ProcessPool:
             self._pause = 0.0
             return
         call, each.call = each.call, None
-        assert call is not None
+        if call is None:  # an operation wrote into the pipe
+            self._end(each, None)
+            return
         try:
             returned, value = pickle.loads(packed)  # noqa: S301 - from our own process
         except Exception as error:
@@ -277,7 +291,7 @@ class ProcessPool:
 
     def _lost(self, each: _Process) -> None:
         """It died, or closed its pipe."""
-        each.process.join(GRACE_SECONDS)
+        _wait_for_end(each.process)
         code = each.process.exitcode
         self._end(each, DiedError(code))
         if not each.ready:
@@ -285,11 +299,12 @@ class ProcessPool:
 
     def _end(self, each: _Process, reason: BaseException | None) -> None:
         each.process.kill()
-        each.process.join(GRACE_SECONDS)
+        _wait_for_end(each.process)
         each.pipe.close()
         self._processes.remove(each)
         if each.call is not None:
             each.call.future.set_exception(reason)
+        self._wake()  # a call that waits may need another one
 
     def _not_ready(self, what: str, cause: BaseException | None = None) -> None:
         self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause or 1.0)
@@ -310,8 +325,23 @@ class ProcessPool:
                 call.future.set_exception(reason)
 
 
+def _wait_for_end(process: Any) -> None:
+    """Unlike its join(), not for those that it forked, which hold its sentinel."""
+    until = time.monotonic() + GRACE_SECONDS
+    while process.exitcode is None and time.monotonic() < until:
+        wait([process.sentinel], 0.05)
+
+
+def _never_wait_long(pipe: Connection) -> None:
+    """Let reads and writes raise an OSError where the other end stops in the middle of a message."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(int(1e6 * STALL_SECONDS), 1_000_000)))
+
+
 def _work(pipe: Connection, prepare: Callable[[], object]) -> None:
     """In a process: do what comes through the pipe, until nobody is at its other end."""
+    os.register_at_fork(after_in_child=pipe.close)  # what an operation forks, and does not end, is not to answer
     prepare()
     with contextlib.suppress(EOFError, OSError):
         pipe.send_bytes(b"ready")

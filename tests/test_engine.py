@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from multiprocessing.context import SpawnProcess
@@ -16,7 +17,7 @@ import pytest
 
 from streamprep import committer as committer_module
 from streamprep import engine as engine_module
-from streamprep import hookimpl, viewing
+from streamprep import executors, hookimpl, viewing
 from streamprep.committer import Committer, Result
 from streamprep.config import Config, load
 from streamprep.engine import DISK_RETRY_SECONDS, Engine
@@ -406,6 +407,21 @@ def test_workers_that_cannot_be_started_are_told_and_are_no_full_disk(
     assert "Broken pipe" in last.message
     assert "paused" not in spy.modes
     assert last.failed == 0
+
+
+def test_no_thread_to_read_ahead_with_costs_no_session(
+    session: Session, make: Callable[..., tuple[Engine, Spy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: Any) -> None:
+        if getattr(thread, "_target", None) is executors.read_ahead:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    engine, _ = make(executor=executors.LocalExecutor)
+    assert engine.run().jobs == {"done": 3}
 
 
 @pytest.mark.case(7)

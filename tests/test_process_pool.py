@@ -6,6 +6,8 @@ import functools
 import multiprocessing
 import os
 import signal
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -91,6 +93,43 @@ def die_and_leave_a_child(told: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leave_a_child_and_hang(told: Path) -> None:
+    child = os.fork()
+    if child != 0:
+        told.write_text(str(child))
+    time.sleep(LONG)
+
+
+def fork_and_let_the_child_go_on(told: Path) -> str:
+    """The child raises; both come to where a process answers."""
+    child = os.fork()
+    if child == 0:
+        raise ValueError("the child")
+    os.waitpid(child, 0)
+    told.touch()
+    return "the parent"
+
+
+def pipe_of_this_process() -> int:
+    """Its only socket."""
+    (found,) = [int(made.name) for made in Path("/proc/self/fd").iterdir() if made.is_socket()]
+    return found
+
+
+def answer_again_on(flag: Path) -> None:
+    def again() -> None:
+        while not flag.exists():
+            time.sleep(0.01)
+        os.write(pipe_of_this_process(), struct.pack("!i", 1) + b"?")
+
+    threading.Thread(target=again, daemon=True).start()
+
+
+def answer_half() -> None:
+    os.write(pipe_of_this_process(), struct.pack("!i", 1000) + b"half")
+    time.sleep(LONG)
+
+
 def begin(flag: Path) -> None:
     flag.touch()
     time.sleep(LONG)
@@ -160,6 +199,71 @@ def test_a_death_is_noticed_though_a_child_holds_the_pipe(
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
+def test_children_of_a_killed_process_hold_up_no_other_call(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", LONG)
+    pool = make(1)
+    call = pool.call(leave_a_child_and_hang, tmp_path / "child", timeout_seconds=1.0)
+    try:
+        assert isinstance(error_of(call), TimeoutError)
+        assert pool.call(identity, 1).result(60.0) == 1
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_a_child_that_an_operation_forked_answers_nothing(make: Make, tmp_path: Path) -> None:
+    pool = make(1)
+    assert pool.call(fork_and_let_the_child_go_on, tmp_path / "flag").result(60.0) == "the parent"
+    assert [pool.call(identity, number).result(60.0) for number in range(5)] == list(range(5))
+
+
+def test_an_answer_that_nobody_asked_for_ends_its_process_only(
+    make: Make, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    pool = make(1)
+    pool.call(answer_again_on, tmp_path / "flag").result(60.0)
+    (tmp_path / "flag").touch()
+    eventually(lambda: not multiprocessing.active_children(), 60.0)
+    assert pool.call(identity, 1).result(60.0) == 1
+
+
+def test_a_process_that_takes_nothing_holds_up_no_other_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pipe is full, and the thread that serves all of them writes into it."""
+    monkeypatch.setattr(process_pool, "STALL_SECONDS", 0.2)
+    pool = make(1)
+    os.kill(pool.call(pid).result(60.0), signal.SIGSTOP)
+    assert len(pool.call(identity, bytes(1 << 24)).result(60.0)) == 1 << 24
+
+
+def test_a_process_that_stops_in_the_middle_of_its_answer_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_pool, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(process_pool, "GRACE_SECONDS", 0.2)
+    pool = make(1)
+    assert isinstance(error_of(pool.call(answer_half)), DiedError)
+    assert pool.call(identity, 1).result(60.0) == 1
+
+
+def test_a_process_that_dies_just_before_it_is_given_a_call_costs_no_call(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(1)
+    before = pool.call(pid).result(60.0)
+    hand_out = pool._hand_out
+
+    def late() -> None:
+        if pool._waiting:
+            monkeypatch.undo()
+            os.kill(before, signal.SIGKILL)
+            os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+        hand_out()
+
+    monkeypatch.setattr(pool, "_hand_out", late)
+    assert pool.call(pid).result(60.0) != before
+
+
 def test_a_process_that_died_idle_costs_no_call(make: Make, eventually: Callable[..., None]) -> None:
     pool = make(1)
     os.kill(before := pool.call(pid).result(60.0), signal.SIGKILL)
@@ -206,6 +310,16 @@ def test_processes_that_cannot_be_started_are_told_with_the_reason(make: Make, m
     with monkeypatch.context() as patched:
         patched.setattr(SpawnProcess, "start", lambda _: Path("/nowhere").stat())
         pool = make()
+        error = error_of(pool.call(identity, 1))
+    assert isinstance(error, NotStartedError)
+    assert isinstance(error.__cause__, FileNotFoundError)
+    assert pool.call(identity, 1).result(60.0) == 1
+
+
+def test_no_room_for_another_pipe_is_told_and_the_pool_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(process_pool, "Pipe", lambda: os.open("/nowhere", os.O_RDONLY))
         error = error_of(pool.call(identity, 1))
     assert isinstance(error, NotStartedError)
     assert isinstance(error.__cause__, FileNotFoundError)
