@@ -38,7 +38,9 @@ MICROGRAPHS ?= 100000
 soak: .venv/.installed-dev ## A session of 100,000 micrographs with kills and clock jumps; prints and plots what grows (an hour or two)
 	$(BIN)/python -m tests.reliability.soak --micrographs $(MICROGRAPHS) --json soak.json --plot soak.svg
 
-nightly: ## The long tests, in forms that take an hour or so together
+nightly: export STREAMPREP_RANDOM = 1
+nightly: ## The long tests, in forms that take an hour or so together, and the whole suite with other random examples
+	$(MAKE) test
 	$(MAKE) faults
 	$(MAKE) model MODEL_EXAMPLES=200
 	$(MAKE) soak MICROGRAPHS=15000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
@@ -377,6 +377,7 @@ def test_plain_noise_has_few_outliers() -> None:
     assert outlier_test(pixels, 16)(points).mean() > 0.95
 
 
+@example(ny=51, nx=64, box=26, level=5e3)  # two boxes, of almost the same mean
 @settings(max_examples=30)
 @given(ny=st.integers(9, 80), nx=st.integers(9, 80), box=st.integers(2, 40), level=st.sampled_from([0, 5e3]))
 def test_outliers_are_those_of_the_definition(ny: int, nx: int, box: int, level: float) -> None:
@@ -395,7 +396,8 @@ def test_outliers_are_those_of_the_definition(ny: int, nx: int, box: int, level:
     corners = np.stack([rng.integers(0, nx - box + 1, 20), rng.integers(0, ny - box + 1, 20)], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.abs(np.array([measured(y, x) for x, y in corners]) - centre) / scale
-    clear = ((np.abs(z - OUTLIER_Z) > 0.05).all(axis=1)) & (scale > 1e-6).all()
+    spread = (scale > 1e-6 * (1 + np.abs(centre))).all()  # or two boxes that are equal by chance decide
+    clear = (np.abs(z - OUTLIER_Z) > 0.05).all(axis=1) & spread
     ours = outlier_test(pixels, box)((corners + box // 2).astype(float))
     assert (ours == (z < OUTLIER_Z).all(axis=1))[clear].all()
 
