@@ -42,7 +42,7 @@ class Session(_Section):
     )
     job_timeout_seconds: float = Field(600.0, gt=0, description="A job that takes longer is stopped and retried [s].")
     start_timeout_seconds: float = Field(
-        120.0, gt=0, description="Worker processes that take up nothing for this long are stopped [s]."
+        120.0, gt=0, description="A worker process that is not ready to work after this time is stopped [s]."
     )
     worker_memory_mib: int = Field(
         0,

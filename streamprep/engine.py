@@ -283,17 +283,15 @@ class Engine:
         """The first SIGTERM, SIGINT or SIGHUP drains; a second one ends at once, safe by construction.
 
         The same signal within `ECHO_SECONDS` is no second one: a scheduler tells it to all processes of a job, and the
-        job's script hands it on.
-        A SIGHUP that is ignored, as under ``nohup``, stays so. ``restore`` is called before that end, to give the
-        terminal back.
+        job's script hands it on. A SIGHUP that is ignored, as under ``nohup``, stays so. ``restore`` is called before
+        that end, to give the terminal back.
         """
-
-        first: list[tuple[int, float]] = []
+        echo_until: dict[int, float] = {}
 
         def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            if first and first[0][0] == number and self._clock() - first[0][1] < ECHO_SECONDS:
+            if self._clock() < echo_until.get(number, 0.0):
                 return
-            first.append((number, self._clock()))
+            echo_until[number] = self._clock() + ECHO_SECONDS
             self._signals += 1  # the loop sees it within LOOP_SECONDS; waking it would take a lock that it may hold
             if self._signals > 1:
                 if self._signals == 2:  # a third does not wait for a terminal that is held

@@ -20,6 +20,7 @@ from streamprep.model import ConfigError
 from streamprep.pipeline import Plan
 from streamprep.session import find_output, open_ledger, try_lock
 from streamprep.snapshot import clean, rows_of_sets, unmatched_text
+from streamprep.units import counted
 
 LISTED = 50
 OLD_SECONDS = 10
@@ -157,7 +158,7 @@ def retry(config: Config, plan: Plan, name: str | None) -> str:
         return f"no item that failed has {name!r} in its name; streamprep status lists them"
     if not count:
         return "nothing has failed: there is nothing to take up again"
-    return f"{count} failed {'item' if count == 1 else 'items'} will be taken up again at the next start"
+    return f"{counted(count, 'failed items')} will be taken up again at the next start"
 
 
 def existing_output(config: Config, plan: Plan) -> Path:

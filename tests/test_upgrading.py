@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,23 @@ def once(folder: Path, *further: str) -> Snapshot:
     return Engine(config, PLUGINS, plan, once=True, executor=InlineExecutor).run()
 
 
+@contextlib.contextmanager
+def of_version(version: str, digest: str) -> Iterator[None]:
+    """Plans are described, and called, as another version does."""
+    describe = Plan.describe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Plan, "describe", lambda plan: json.loads(json.dumps(describe(plan)).replace('"0.1.0"', f'"{version}"'))
+        )
+        patch.setattr(Plan, "hash", digest)
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A session of two micrographs that an older version made, as far as its plan says."""
     simulate(tmp_path, Acquisition(micrographs=2, size_px=256, particles=3, box_size_px=32, seed=4))
-    with pytest.MonkeyPatch.context() as patch:
-        describe = Plan.describe
-
-        def older(plan: Plan) -> dict[str, Any]:
-            return json.loads(json.dumps(describe(plan)).replace('"0.1.0"', '"0.0.9"'))
-
-        patch.setattr(Plan, "describe", older)
-        patch.setattr(Plan, "hash", "0123456789abcdef")
+    with of_version("0.0.9", "0123456789abcdef"):
         assert once(tmp_path).jobs == {"done": 2}
     return tmp_path
 
@@ -107,14 +114,7 @@ def test_a_parameter_that_is_new_has_to_have_its_default(folder: Path) -> None:
 
 
 def test_of_several_sets_somebody_says_which_is_to_go_on(folder: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        describe = Plan.describe
-
-        def later(plan: Plan) -> dict[str, Any]:
-            return json.loads(json.dumps(describe(plan)).replace('"0.1.0"', '"0.0.95"'))
-
-        patch.setattr(Plan, "describe", later)
-        patch.setattr(Plan, "hash", "fedcba9876543210")
+    with of_version("0.0.95", "fedcba9876543210"):
         config, plan = planned(folder)
         Engine(config, PLUGINS, plan, once=True, new_set=True, executor=InlineExecutor).run()
     with pytest.raises(

@@ -139,7 +139,7 @@ class HeldExecutor:
 
     def cancel(self, job: Future[Outcome]) -> None:
         self.held = [(future, held) for future, held in self.held if future is not job]
-        job.set_result(workers.NOT_STARTED)
+        job.set_result(Outcome("unstarted", "it was given up", workers.WORKER))
 
     def check(self) -> None: ...
 
